@@ -1,0 +1,17 @@
+"""Everything that computes on KV: the device pool, steps as work items, and the two-phase attention."""
+
+from kvtrie.chunk_kernels.attend import attend
+from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.reference import attend_reference
+from kvtrie.chunk_kernels.slots import SlotAllocator
+from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
+
+__all__ = [
+    "ChunkPool",
+    "SlotAllocator",
+    "Step",
+    "StepSequence",
+    "attend",
+    "attend_reference",
+    "prepare_step",
+]

@@ -1,0 +1,41 @@
+"""`attend`: the one entry to attention, whatever computes it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.step import Step
+from kvtrie.chunk_kernels.two_phase import attend_two_phase
+from kvtrie.prefix_tree.errors import InputError
+
+
+def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of a step's rows over their paths in the pool; the new tokens' KV stands there already.
+
+    Args:
+        query: `[rows, q_heads, key_dim]`, rows in the order of the sequences given to `prepare_step`; any
+            mixture of decode rows and prefill rows.
+        pool: the pool the step was prepared over.
+        layer: which layer's keys and values to read.
+        step: from `prepare_step`.
+        scale: factor on the scores, usually key_dim ** -0.5.
+
+    Returns:
+        out `[rows, q_heads, value_dim]` in the query's dtype, and natural-log lse `[rows, q_heads]` in fp32.
+
+    Raises:
+        InputError: the query does not fit the pool or the step.
+    """
+    shape = pool.shape
+    if query.dim() != 3 or query.shape[0] != step.rows or query.shape[2] != shape.key_dim:
+        raise InputError(
+            f"query {tuple(query.shape)} does not fit {step.rows} rows of key dim {shape.key_dim}"
+        )
+    if query.shape[1] % shape.kv_heads:
+        raise InputError(f"{query.shape[1]} query heads are not a multiple of {shape.kv_heads} KV heads")
+    if query.dtype != pool.dtype or query.device.type != pool.device.type:
+        raise InputError(
+            f"query is {query.dtype} on {query.device}, the pool is {pool.dtype} on {pool.device}"
+        )
+    return attend_two_phase(query, pool, layer, step, scale)

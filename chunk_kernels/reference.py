@@ -1,0 +1,37 @@
+"""The plain reference: one sequence at a time, all its keys, in fp32. Slow, and obviously right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.step import StepSequence
+
+
+def attend_reference(
+    query: Tensor, pool: ChunkPool, layer: int, sequences: Sequence[StepSequence], scale: float
+) -> tuple[Tensor, Tensor]:
+    """As `attend`, from the sequences themselves: rows in the caller's order.
+
+    Returns out `[rows, q_heads, value_dim]` and natural-log lse `[rows, q_heads]`, both fp32.
+    """
+    outs, lses = [], []
+    first_row = 0
+    for sequence in sequences:
+        rows = query[first_row : first_row + sequence.rows].float()
+        first_row += sequence.rows
+        total = sequence.context_tokens + sequence.rows
+        keys = pool.k[layer][:, list(sequence.slots)].flatten(1, 2)[:, :total].float()
+        values = pool.v[layer][:, list(sequence.slots)].flatten(1, 2)[:, :total].float()
+        group = rows.shape[1] // keys.shape[0]
+        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+        scores = torch.einsum("rhd,htd->hrt", rows, keys) * scale
+        position = torch.arange(sequence.context_tokens, total, device=query.device)
+        future = torch.arange(total, device=query.device)[None] > position[:, None]
+        scores = scores.masked_fill(future, -torch.inf)
+        lses.append(torch.logsumexp(scores, -1).T)
+        outs.append(torch.einsum("hrt,htd->rhd", torch.softmax(scores, -1), values))
+    return torch.cat(outs), torch.cat(lses)

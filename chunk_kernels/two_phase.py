@@ -1,0 +1,103 @@
+"""The two-phase attention in torch: chunk-first over shared runs, then sequence-first.
+
+Reference: `kvtrie.chunk_kernels.reference`. Source: ChunkAttention (arXiv 2402.15220), section 3.2, with runs
+in place of single chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvtrie.chunk_kernels.partial import merge, partial_attention
+from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.step import CausalItem, RunItem, SlabItem, Span, Step
+
+
+def attend_two_phase(
+    query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `kvtrie.chunk_kernels.attend.attend`."""
+    if step.row_order is not None:
+        query = query[step.row_order]
+    rows, q_heads, _ = query.shape
+    out = torch.zeros(rows, q_heads, pool.shape.value_dim, dtype=torch.float32, device=query.device)
+    lse = torch.full((rows, q_heads), -torch.inf, dtype=torch.float32, device=query.device)
+    keys, values = pool.k[layer], pool.v[layer]
+    for item in step.items:
+        if isinstance(item, SlabItem):
+            part = _slab(query[item.rows], keys, values, item, scale)
+            where: Tensor | slice = item.rows
+        else:
+            where = slice(item.first_row, item.end_row)
+            if isinstance(item, RunItem):
+                part = _run(query[where], keys, values, item.span, scale)
+            else:
+                part = _causal(query[where], keys, values, item, scale)
+        if item.fresh:
+            out[where], lse[where] = part
+        else:
+            out[where], lse[where] = merge(out[where], lse[where], *part)
+    if step.row_order is not None:
+        back = torch.empty_like(step.row_order)
+        back[step.row_order] = torch.arange(rows, device=back.device)
+        out, lse = out[back], lse[back]
+    return out.to(query.dtype), lse
+
+
+def _run(query: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -> tuple[Tensor, Tensor]:
+    """Rows and query-group heads share the same keys, so both go into one dimension: fewer, taller tiles."""
+    rows, q_heads, key_dim = query.shape
+    kv_heads = keys.shape[0]
+    group = q_heads // kv_heads
+    packed = query.view(rows, kv_heads, group, key_dim).permute(1, 0, 2, 3).reshape(1, kv_heads, -1, key_dim)
+    out, lse = partial_attention(packed, tokens_of(keys, span)[None], tokens_of(values, span)[None], scale)
+    out = out.view(kv_heads, rows, group, -1).permute(1, 0, 2, 3).reshape(rows, q_heads, -1)
+    lse = lse.reshape(kv_heads, rows, group).permute(1, 0, 2).reshape(rows, q_heads)
+    return out.float(), lse
+
+
+def _causal(
+    query: Tensor, keys: Tensor, values: Tensor, item: CausalItem, scale: float
+) -> tuple[Tensor, Tensor]:
+    out, lse = partial_attention(
+        query.transpose(0, 1)[None],
+        tokens_of(keys, item.span)[None],
+        tokens_of(values, item.span)[None],
+        scale,
+        causal=True,
+    )
+    return out[0].transpose(0, 1).float(), lse[0].transpose(0, 1)
+
+
+def _slab(query: Tensor, keys: Tensor, values: Tensor, item: SlabItem, scale: float) -> tuple[Tensor, Tensor]:
+    sequences, q_heads, key_dim = query.shape
+    grouped = query.view(sequences, keys.shape[0], -1, key_dim)
+    out, lse = partial_attention(
+        grouped, _slab_tokens(keys, item), _slab_tokens(values, item), scale, mask=item.mask
+    )
+    return out.reshape(sequences, q_heads, -1).float(), lse.reshape(sequences, q_heads)
+
+
+def tokens_of(chunks: Tensor, span: Span) -> Tensor:
+    """A span as `[kv_heads, tokens, dim]`: a view where its slots are adjacent, else a gather."""
+    if span.adjacent:
+        found = chunks[:, span.slots[0] : span.slots[0] + len(span.slots)]
+    else:
+        found = chunks[:, list(span.slots)]
+    return found.flatten(1, 2)[:, span.offset : span.offset + span.tokens]
+
+
+def _slab_tokens(chunks: Tensor, item: SlabItem) -> Tensor:
+    """Private runs side by side, `[sequences, kv_heads, tokens, dim]`."""
+    sequences = item.rows.shape[0]
+    kv_heads, _, chunk_tokens, dim = chunks.shape
+    if item.stride is None:
+        found = chunks.index_select(1, item.slots).view(kv_heads, sequences, -1, dim).transpose(0, 1)
+    else:
+        found = chunks.as_strided(
+            (sequences, kv_heads, item.chunks * chunk_tokens, dim),
+            (item.stride * chunks.stride(1), chunks.stride(0), dim, 1),
+            chunks.storage_offset() + item.first_slot * chunks.stride(1),
+        )
+    return found[:, :, : item.tokens]

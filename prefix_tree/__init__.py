@@ -1,0 +1,64 @@
+"""The structure of the cache: namespaces, chunk keys, the tree, and the plan. Plain integers, no torch."""
+
+from kvtrie.prefix_tree.check import check
+from kvtrie.prefix_tree.claims import Claim
+from kvtrie.prefix_tree.errors import (
+    AccessDenied,
+    CapacityError,
+    InputError,
+    KvtrieError,
+    ModelOutputError,
+    PinBudgetExceeded,
+    PoolExhausted,
+    RecordError,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    UnsupportedModel,
+)
+from kvtrie.prefix_tree.holds import Lease, Pin
+from kvtrie.prefix_tree.match import Match
+from kvtrie.prefix_tree.namespace import Namespace
+from kvtrie.prefix_tree.node import Node, Residence, Root
+from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run, make_plan
+from kvtrie.prefix_tree.policy import EvictionPolicy, LeastRecentlyUsed
+from kvtrie.prefix_tree.shape import ChunkShape
+from kvtrie.prefix_tree.snapshot import Snapshot, take_snapshot
+from kvtrie.prefix_tree.tier import Tier
+from kvtrie.prefix_tree.tree import Evicted, PrefixTree
+
+__all__ = [
+    "AccessDenied",
+    "CapacityError",
+    "ChunkShape",
+    "Claim",
+    "Evicted",
+    "EvictionPolicy",
+    "InputError",
+    "KvtrieError",
+    "Lease",
+    "LeastRecentlyUsed",
+    "Match",
+    "ModelOutputError",
+    "Namespace",
+    "Node",
+    "Pin",
+    "PinBudgetExceeded",
+    "Plan",
+    "PlanSequence",
+    "PoolExhausted",
+    "PrefixTree",
+    "RecordError",
+    "Residence",
+    "Root",
+    "Run",
+    "Snapshot",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "Tier",
+    "UnsupportedModel",
+    "check",
+    "make_plan",
+    "take_snapshot",
+]

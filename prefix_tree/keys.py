@@ -1,0 +1,67 @@
+"""Chunk keys and path digests: the two chains that name a chunk by everything before it.
+
+A *chunk key* (16 bytes, xxh3_128) is fast and only ever a hint: a hit counts after its tokens were
+compared. A *path digest* (32 bytes, sha256) is what records carry, so that bytes from outside this
+process are bound to the whole prefix even if two chunk keys should collide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_128_digest
+
+from kvtrie.prefix_tree.errors import InputError
+
+KEY_BYTES = 16
+TOKEN_BYTES = 4
+
+TokenArray = npt.NDArray[np.int32]
+Digest = Callable[[bytes], bytes]
+"""Hashes `parent key || tokens` to a chunk key; tests pass a narrow one to force collisions."""
+
+
+def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
+    """`tokens` as a contiguous int32 array `[tokens]`, without a copy where it already is one.
+
+    Raises:
+        InputError: not one-dimensional, not integers, negative, or beyond int32.
+    """
+    if type(tokens) is np.ndarray and tokens.dtype == np.int32 and tokens.ndim == 1:
+        return np.ascontiguousarray(tokens)
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise InputError(f"tokens must be one-dimensional, got shape {array.shape}")
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"tokens must be integers, got {array.dtype}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 0x7FFFFFFF:
+        raise InputError(f"token id {low if low < 0 else high} is outside 0..2147483647")
+    return array.astype(np.int32)
+
+
+def chunk_keys(
+    namespace: bytes, tokens: bytes, chunk_tokens: int, digest: Digest = xxh3_128_digest
+) -> list[bytes]:
+    """Keys of every whole chunk of `tokens` (int32le bytes), each chained to the one before it."""
+    step = chunk_tokens * TOKEN_BYTES
+    key, keys = namespace, []
+    for end in range(step, len(tokens) + 1, step):
+        key = digest(key + tokens[end - step : end])
+        keys.append(key)
+    return keys
+
+
+def path_digests(namespace: bytes, tokens: bytes, chunk_tokens: int) -> list[bytes]:
+    """sha256 chain over every whole chunk of `tokens` (int32le bytes), seeded with the namespace."""
+    step = chunk_tokens * TOKEN_BYTES
+    path, paths = namespace, []
+    for end in range(step, len(tokens) + 1, step):
+        path = hashlib.sha256(path + tokens[end - step : end]).digest()
+        paths.append(path)
+    return paths

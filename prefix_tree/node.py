@@ -1,0 +1,195 @@
+"""Nodes of the trie, and where each one's bytes are.
+
+    Root ── Node ── Node ── Node          one chunk per node; `children` are of the same namespace
+              └──── Node (graft)          a tenant's own continuation of a shared scope's path
+
+A node carries per-tier state in `at[tier]`: a `Residence`, or None where the tier does not hold it.
+Hits, last use and readers are kept on the deepest node a request touched; an ancestor's are the sum
+(or latest) over its subtree, settled upwards when a leaf goes. That keeps every touch O(tiers).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from kvtrie.prefix_tree.keys import TOKEN_BYTES
+
+if TYPE_CHECKING:
+    from kvtrie.prefix_tree.claims import Claim
+    from kvtrie.prefix_tree.namespace import Namespace
+
+_by_tokens = attrgetter("tokens")
+
+
+class Residence:
+    """One node's bytes in one tier."""
+
+    __slots__ = ("children", "handle", "holds", "last_use", "node", "queued_at", "size_bytes", "tier")
+
+    def __init__(self, node: Node, tier: int, handle: object, size_bytes: int, tick: int) -> None:
+        self.node = node
+        self.tier = tier
+        self.handle = handle
+        """What the tier's owner needs to find the bytes: a slot, or the bytes themselves."""
+        self.size_bytes = size_bytes
+        self.children = 0
+        """Children resident in this tier."""
+        self.holds = 0
+        """Leases and pins on exactly this node."""
+        self.last_use = tick
+        """Tick of the tree's clock when this node itself was last leased or stored."""
+        self.queued_at = -1
+        """The tick the eviction policy has it queued under; -1 while it is not queued."""
+
+    @property
+    def evictable(self) -> bool:
+        """No resident child in this tier, and nobody holds it."""
+        return self.children == 0 and self.holds == 0
+
+
+class Node:
+    """One chunk of one path. `tokens` are its `chunk_tokens` tokens as int32le bytes."""
+
+    __slots__ = (
+        "at",
+        "children",
+        "claim",
+        "created_at",
+        "depth",
+        "grafts",
+        "hits",
+        "key",
+        "last_used_at",
+        "parent",
+        "root",
+        "tokens",
+    )
+
+    def __init__(
+        self, parent: Node | None, root: Root, key: bytes, tokens: bytes, tiers: int, now: float
+    ) -> None:
+        self.parent = parent
+        self.root = root
+        self.key = key
+        self.tokens = tokens
+        self.depth: int = parent.depth + 1 if parent is not None else 0
+        """Chunks from the root, counting this one."""
+        self.children: list[Node] | None = None
+        """Same-namespace children, ordered by their token bytes: common prefixes are neighbours."""
+        self.grafts: dict[Root, list[Node]] | None = None
+        """Children that belong to another namespace, by that namespace's root."""
+        self.at: list[Residence | None] = [None] * tiers
+        self.claim: Claim | None = None
+        """The claim that is computing this chunk; None once it is resident."""
+        self.hits = 0
+        """Requests whose deepest reused chunk was this node, or a descendant that has since gone."""
+        self.created_at = now
+        self.last_used_at = now
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether any tier holds it."""
+        return any(residence is not None for residence in self.at)
+
+    def siblings_for(self, root: Root) -> list[Node] | None:
+        """This node's children in the namespace of `root`, ordered by token bytes."""
+        if root is self.root:
+            return self.children
+        return None if self.grafts is None else self.grafts.get(root)
+
+    def find(self, root: Root, tokens: bytes) -> Node | None:
+        """The child in `root`'s namespace with exactly these tokens."""
+        siblings = self.siblings_for(root)
+        if not siblings:
+            return None
+        place = bisect_left(siblings, tokens, key=_by_tokens)
+        if place < len(siblings) and siblings[place].tokens == tokens:
+            return siblings[place]
+        return None
+
+    def closest(self, root: Root, tokens: bytes) -> tuple[Node | None, int]:
+        """The resident child sharing most leading tokens with `tokens`, and how many it shares.
+
+        Token bytes are compared in one fixed order, so the best match is the nearest resident
+        neighbour of the insertion point on either side, however many children there are.
+        """
+        siblings = self.siblings_for(root)
+        best, shared = None, 0
+        if siblings:
+            place = bisect_left(siblings, tokens, key=_by_tokens)
+            for walk in (range(place, len(siblings)), range(place - 1, -1, -1)):
+                node = next((siblings[i] for i in walk if siblings[i].is_resident), None)
+                if node is not None and (count := common_tokens(node.tokens, tokens)) > shared:
+                    best, shared = node, count
+        return best, shared
+
+    def add(self, child: Node) -> None:
+        """Links `child` under this node, in token order."""
+        if child.root is self.root:
+            if self.children is None:
+                self.children = [child]
+                return
+            siblings = self.children
+        else:
+            if self.grafts is None:
+                self.grafts = {}
+            siblings = self.grafts.setdefault(child.root, [])
+        insort(siblings, child, key=_by_tokens)
+
+    def remove(self, child: Node) -> None:
+        """Unlinks `child`, which must be linked here."""
+        siblings = self.siblings_for(child.root)
+        assert siblings is not None
+        place = bisect_left(siblings, child.tokens, key=_by_tokens)
+        assert siblings[place] is child
+        del siblings[place]
+        if not siblings:
+            if child.root is self.root:
+                self.children = None
+            else:
+                assert self.grafts is not None
+                del self.grafts[child.root]
+                self.grafts = self.grafts or None
+
+    def all_children(self) -> list[Node]:
+        """Every child: of its own namespace first, then grafts."""
+        found = list(self.children or ())
+        for grafted in (self.grafts or {}).values():
+            found += grafted
+        return found
+
+    def path(self) -> list[Node]:
+        """Nodes from the first chunk to this one."""
+        nodes: list[Node] = []
+        node: Node | None = self
+        while node is not None and node.depth > 0:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+
+class Root(Node):
+    """Where a namespace's paths begin: depth 0, no tokens, never resident, never evicted."""
+
+    __slots__ = ("namespace",)
+
+    def __init__(self, namespace: Namespace, tiers: int, now: float) -> None:
+        super().__init__(None, self, namespace.digest, b"", tiers, now)
+        self.namespace = namespace
+
+    @property
+    def scope(self) -> str:
+        """The tenant or shared scope whose bytes these are."""
+        return self.namespace.scope
+
+
+def common_tokens(one: bytes, other: bytes) -> int:
+    """How many leading tokens two int32le byte strings share."""
+    length = min(len(one), len(other))
+    differing = int.from_bytes(one[:length], "little") ^ int.from_bytes(other[:length], "little")
+    if differing == 0:
+        return length // TOKEN_BYTES
+    return ((differing & -differing).bit_length() - 1) // (8 * TOKEN_BYTES)

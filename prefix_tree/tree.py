@@ -1,0 +1,413 @@
+"""The prefix tree: match, lease, claim, insert, pin, evict. Structure and book-keeping only.
+
+A node's bytes belong to whoever owns the tier (the device pool, a host store); the tree knows them by
+an opaque handle. Who owns a handle when:
+
+    taken from the pool ......... the request that took it   (booked with `Tier.reserve`)
+    insert / publish ............ the tree, if the returned node carries this handle; otherwise somebody
+                                  stored the chunk first and the handle is still the request's
+    evict ....................... the caller again, to free or demote
+
+Not thread-safe: its owner (engine or sidecar) calls it from one thread or under one lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from xxhash import xxh3_128_digest
+
+from kvtrie.prefix_tree.claims import Claim
+from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
+from kvtrie.prefix_tree.holds import Lease, Pin, residences_to_hold
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest
+from kvtrie.prefix_tree.match import Match
+from kvtrie.prefix_tree.namespace import Namespace
+from kvtrie.prefix_tree.node import Node, Residence, Root
+from kvtrie.prefix_tree.tier import Tier
+from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """A chunk that left a tier; the caller now owns `handle`."""
+
+    node: Node
+    handle: object
+    size_bytes: int
+
+
+class PrefixTree:
+    """A forest of chunk paths, one root per namespace, over one or more tiers (0 is the fastest).
+
+    Args:
+        chunk_tokens: tokens per chunk.
+        tiers: book-keeping of each tier.
+        digest: hash behind chunk keys; collisions cost speed, never correctness.
+        clock: unix seconds.
+        tombstones_per_scope: how many evictions each scope remembers.
+        pin_budget_bytes: most bytes each scope may pin; None for no limit.
+
+    Raises:
+        InputError: `chunk_tokens` below one, or no tier.
+    """
+
+    def __init__(
+        self,
+        chunk_tokens: int,
+        tiers: Sequence[Tier],
+        *,
+        digest: Digest = xxh3_128_digest,
+        clock: Callable[[], float] = time.time,
+        tombstones_per_scope: int = 1024,
+        pin_budget_bytes: int | None = None,
+    ) -> None:
+        if chunk_tokens < 1:
+            raise InputError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+        if not tiers:
+            raise InputError("a tree needs at least one tier")
+        self.chunk_tokens = chunk_tokens
+        self.tiers = list(tiers)
+        self.clock = clock
+        self.tombstones = Tombstones(tombstones_per_scope)
+        self.evictions: Counter[str] = Counter()
+        """Evicted chunks by reason."""
+        self.leases: set[Lease] = set()
+        self.pins: set[Pin] = set()
+        self._pin_budget_bytes = pin_budget_bytes
+        self._digest = digest
+        self._roots: dict[bytes, Root] = {}
+        self._index: dict[bytes, Node] = {}
+        self._tick = 0
+
+    # ---- reading
+
+    def root(self, namespace: Namespace) -> Root:
+        """The root of a namespace, created on first use."""
+        root = self._roots.get(namespace.digest)
+        if root is None:
+            root = Root(namespace, len(self.tiers), self.clock())
+            self._roots[namespace.digest] = root
+        return root
+
+    def roots(self) -> list[Root]:
+        """Every namespace's root, oldest first."""
+        return list(self._roots.values())
+
+    def __len__(self) -> int:
+        """Nodes, pending ones included, roots not."""
+        return sum(1 for _ in self.walk())
+
+    def walk(self) -> Iterator[Node]:
+        """Every node, depth first, children in token order; roots left out."""
+        stack = [child for root in reversed(self.roots()) for child in reversed(root.all_children())]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(node.all_children()))
+
+    def match(self, root: Root, tokens: bytes, readable: Iterable[Root] = ()) -> Match:
+        """The longest cached prefix of `tokens` (int32le bytes) that `root`'s tenant may see.
+
+        Every node on the path was compared token by token. Paths of `readable` shared scopes count,
+        and so do the tenant's own continuations of them. Pass all tokens but the last: a hit must leave
+        one token to compute. Changes nothing.
+        """
+        best = self._match_from(root, root, [], root.key, tokens)
+        for shared in readable:
+            if shared is root:
+                continue
+            through = self._match_from(shared, shared, [], shared.key, tokens)
+            candidates = [through]
+            for depth, node in enumerate(through.path, 1):
+                if node.grafts is not None and root in node.grafts:
+                    key = self.chain_key(root.key, tokens, depth)
+                    candidates.append(self._match_from(root, node, through.path[:depth], key, tokens))
+            longest = max(candidates, key=_reach)
+            if _reach(longest) > _reach(best):
+                best = longest
+        if best.node.root is not root and best.path:
+            best.chain_key = self.chain_key(root.key, tokens, len(best.path))
+        best.root = root
+        return best
+
+    def chain_key(self, namespace: bytes, tokens: bytes, chunks: int) -> bytes:
+        """Chunk key of the `chunks`-th whole chunk of `tokens` in a namespace; its digest for none."""
+        key, step = namespace, self.chunk_tokens * TOKEN_BYTES
+        for end in range(step, chunks * step + 1, step):
+            key = self._digest(key + tokens[end - step : end])
+        return key
+
+    def next_key(self, key: bytes, chunk: bytes) -> bytes:
+        """Chunk key of `chunk` where it follows the chunk (or namespace) with `key`."""
+        return self._digest(key + chunk)
+
+    def _match_from(self, root: Root, node: Node, above: list[Node], key: bytes, tokens: bytes) -> Match:
+        """Matches on from `node`, taking children of `root`'s namespace only."""
+        digest, index = self._digest, self._index
+        step = self.chunk_tokens * TOKEN_BYTES
+        path = above.copy()
+        start = len(path) * step
+        awaits: Node | None = None
+        for end in range(start + step, len(tokens) + 1, step):
+            chunk = tokens[start:end]
+            next_key = digest(key + chunk)
+            child = index.get(next_key)
+            if child is None or child.tokens != chunk or child.parent is not node or child.root is not root:
+                # Only a digest collision hides a child from the index; the ordered children know.
+                child = node.find(root, chunk)
+                if child is None:
+                    break
+            if awaits is not None or child.claim is not None:
+                awaits = child
+            else:
+                path.append(child)
+                key = next_key
+            node = child
+            start = end
+        whole = len(path) * step
+        deepest = path[-1] if path else (above[-1] if above else root)
+        partial, partial_tokens = deepest.closest(root, tokens[whole : whole + step])
+        return Match(root, path, key, whole // TOKEN_BYTES, partial, partial_tokens, awaits)
+
+    # ---- holding
+
+    def lease(self, match: Match) -> Lease:
+        """Holds a match's path until `release`, and counts the hit. O(tiers)."""
+        if match.cached_tokens:
+            (match.partial if match.partial is not None else match.node).hits += 1
+        return self.lease_node(match.node)
+
+    def lease_node(self, node: Node) -> Lease:
+        """Holds the path to `node` without counting a hit."""
+        lease = Lease(node, self._hold(node))
+        self.leases.add(lease)
+        return lease
+
+    def extend(self, lease: Lease, node: Node) -> None:
+        """Moves a lease to another node of the tree, which must be resident."""
+        held = self._hold(node)
+        self._unhold(lease.held)
+        lease.node, lease.held = node, held
+
+    def release(self, lease: Lease) -> None:
+        """Ends a lease.
+
+        Raises:
+            KeyError: the lease has ended already.
+        """
+        self.leases.remove(lease)
+        self._touch(lease.node)
+        self._unhold(lease.held)
+
+    def pin(self, node: Node, name: str = "", expires_at: float | None = None) -> Pin:
+        """Holds the path to `node` until `unpin` or `expires_at` (unix seconds).
+
+        Raises:
+            InputError: `node` is a root: there is nothing to hold.
+            PinBudgetExceeded: the scope would pin more than `pin_budget_bytes`.
+        """
+        if node.depth == 0:
+            raise InputError("nothing to pin: the prompt has no whole chunk in the cache")
+        self.expire_pins()
+        if self._pin_budget_bytes is not None:
+            scope = node.root.scope
+            pinned = self._pinned_bytes(scope, node)
+            if pinned > self._pin_budget_bytes:
+                raise PinBudgetExceeded(
+                    f"pinning {name or 'this path'} would hold {pinned} bytes for scope {scope}, whose "
+                    f"budget is {self._pin_budget_bytes}; unpin something, or raise the budget"
+                )
+        pin = Pin(node, self._hold(node), name, expires_at)
+        self.pins.add(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Ends a pin; a pin that has expired already is fine."""
+        if pin in self.pins:
+            self.pins.remove(pin)
+            self._unhold(pin.held)
+
+    def expire_pins(self) -> None:
+        """Ends every pin whose time has come."""
+        now = self.clock()
+        for pin in [pin for pin in self.pins if pin.expires_at is not None and pin.expires_at <= now]:
+            self.unpin(pin)
+
+    def _pinned_bytes(self, scope: str, extra: Node) -> int:
+        nodes = set(extra.path())
+        for pin in self.pins:
+            if pin.node.root.scope == scope:
+                nodes.update(pin.node.path())
+        return sum(max((r.size_bytes for r in node.at if r is not None), default=0) for node in nodes)
+
+    def _hold(self, node: Node) -> list[Residence]:
+        self._touch(node)
+        held = residences_to_hold(node)
+        for residence in held:
+            residence.holds += 1
+        return held
+
+    def _unhold(self, held: list[Residence]) -> None:
+        for residence in held:
+            residence.holds -= 1
+            self.tiers[residence.tier].settle(residence)
+
+    def _touch(self, node: Node) -> None:
+        self._tick += 1
+        node.last_used_at = self.clock()
+        for residence in node.at:
+            if residence is not None:
+                residence.last_use = self._tick
+
+    # ---- growing
+
+    def claim(self, match: Match, tokens: bytes) -> Claim:
+        """Claims every whole chunk of `tokens` beyond the match, as pending nodes. The caller computes
+        and `publish`es them in order, holding a lease on the match; `abandon` gives up the rest.
+        """
+        assert match.awaits is None, "a request that must wait claims nothing"
+        claim, parent, key = Claim([]), match.node, match.chain_key
+        step, now = self.chunk_tokens * TOKEN_BYTES, self.clock()
+        for end in range((len(match.path) + 1) * step, len(tokens) + 1, step):
+            chunk = tokens[end - step : end]
+            key = self._digest(key + chunk)
+            parent = self._attach(parent, match.root, key, chunk, now)
+            parent.claim = claim
+            claim.nodes.append(parent)
+        return claim
+
+    def publish(self, claim: Claim, tier: int, handle: object, size_bytes: int) -> Node:
+        """Stores the next chunk of a claim; its parent must be resident in `tier`."""
+        node = claim.nodes.pop(0)
+        assert node.parent is not None
+        return self.insert(node.parent, node.root, node.key, node.tokens, tier, handle, size_bytes)
+
+    def abandon(self, claim: Claim) -> None:
+        """Gives up what a claim has not published; waiters find nothing there and may claim it."""
+        for node in reversed(claim.nodes):
+            if node.claim is claim:
+                node.claim = None
+                self._detach_if_empty(node)
+        claim.nodes.clear()
+
+    def insert(
+        self, parent: Node, root: Root, key: bytes, chunk: bytes, tier: int, handle: object, size_bytes: int
+    ) -> Node:
+        """Stores one whole chunk below `parent`, in the namespace of `root`.
+
+        Returns the node that now stands there. If its handle is not the one passed, another request
+        stored the chunk first, and the handle passed is still the caller's.
+        """
+        node = self._store(parent, root, key, chunk, tier, handle, size_bytes, self.clock())
+        residence = node.at[tier]
+        assert residence is not None
+        self.tiers[tier].settle(residence)
+        return node
+
+    def insert_path(
+        self, match: Match, tokens: bytes, tier: int, handles: Sequence[object], size_bytes: int
+    ) -> list[Node]:
+        """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
+        nodes: list[Node] = []
+        parent, key, root = match.node, match.chain_key, match.root
+        step = self.chunk_tokens * TOKEN_BYTES
+        digest, store, now = self._digest, self._store, self.clock()
+        end = (len(match.path) + 1) * step
+        for handle in handles:
+            chunk = tokens[end - step : end]
+            key = digest(key + chunk)
+            parent = store(parent, root, key, chunk, tier, handle, size_bytes, now)
+            nodes.append(parent)
+            end += step
+        if nodes:
+            residence = parent.at[tier]
+            assert residence is not None
+            self.tiers[tier].settle(residence)
+        return nodes
+
+    def _store(
+        self,
+        parent: Node,
+        root: Root,
+        key: bytes,
+        chunk: bytes,
+        tier: int,
+        handle: object,
+        size_bytes: int,
+        now: float,
+    ) -> Node:
+        above = parent.at[tier]
+        assert parent.depth == 0 or above is not None, "tiers are prefix-closed"
+        node = parent.find(root, chunk)
+        if node is None:
+            node = self._attach(parent, root, key, chunk, now)
+        elif node.at[tier] is not None:
+            return node
+        node.claim = None
+        self._tick += 1
+        residence = Residence(node, tier, handle, size_bytes, self._tick)
+        self.tiers[tier].entered(residence)
+        node.at[tier] = residence
+        if above is not None:
+            above.children += 1
+        if self.tombstones:
+            self.tombstones.discard(root.scope, key)
+        return node
+
+    def _attach(self, parent: Node, root: Root, key: bytes, chunk: bytes, now: float) -> Node:
+        node = Node(parent, root, key, chunk, len(self.tiers), now)
+        parent.add(node)
+        self._index.setdefault(key, node)
+        return node
+
+    # ---- shrinking
+
+    def evict(self, tier: int, size_bytes: int, reason: str = "least recently used") -> list[Evicted]:
+        """Takes leaves out of a tier until `size_bytes` are freed or nothing more may go.
+
+        Returns what left, in the order it left; the caller owns the handles.
+        """
+        self.expire_pins()
+        evicted: list[Evicted] = []
+        freed, policy = 0, self.tiers[tier].policy
+        while freed < size_bytes and (residence := policy.victim()) is not None:
+            self._leave(residence, reason)
+            evicted.append(Evicted(residence.node, residence.handle, residence.size_bytes))
+            freed += residence.size_bytes
+        return evicted
+
+    def _leave(self, residence: Residence, reason: str) -> None:
+        node, tier = residence.node, self.tiers[residence.tier]
+        tier.left(residence)
+        node.at[residence.tier] = None
+        parent = node.parent
+        assert parent is not None
+        above = parent.at[residence.tier]
+        if above is not None:
+            above.children -= 1
+            above.last_use = max(above.last_use, residence.last_use)
+            tier.settle(above)
+        self.evictions[reason] += 1
+        self.tombstones.add(
+            node.root.scope, Tombstone(node.key, node.depth, tier.name, self.clock(), reason)
+        )
+        self._detach_if_empty(node)
+
+    def _detach_if_empty(self, node: Node) -> None:
+        if node.is_resident or node.claim is not None or node.children or node.grafts:
+            return
+        parent = node.parent
+        assert parent is not None
+        parent.remove(node)
+        parent.hits += node.hits
+        parent.last_used_at = max(parent.last_used_at, node.last_used_at)
+        if self._index.get(node.key) is node:
+            del self._index[node.key]
+
+
+def _reach(match: Match) -> tuple[int, int]:
+    return match.cached_tokens, 0 if match.awaits is None else match.awaits.depth
