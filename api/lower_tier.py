@@ -25,7 +25,8 @@ class LowerTier(Protocol):
     def offer(self, namespace: Namespace, key: bytes, make: Callable[[], bytes]) -> bool:
         """Takes one encoded record to be written behind, in path order; never blocks.
 
-        Returns False where it was dropped (queue full, tier down); `make` is then not called.
+        `make` is called before this returns, if at all: the chunk it reads may be gone later. Returns
+        False where the record was dropped (queue full, tier down).
         """
 
     def flush(self, timeout_seconds: float) -> bool:

@@ -21,7 +21,8 @@ COMMANDS = ("demo", "doctor", "dump", "explain", "sidecar", "stats")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `kvtrie` script; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="kvtrie", description="Prefix-trie KV reuse: serve a cache, look into it, see why a prompt missed."
+        prog="kvtrie",
+        description="Prefix-trie KV reuse: serve a cache, look into it, see why a prompt missed.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules: dict[str, ModuleType] = {}

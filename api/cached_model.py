@@ -1,0 +1,417 @@
+"""`PrefixCachedModel`: a Hugging Face model that computes every shared prefix once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.engine import Engine, EngineConfig
+from kvtrie.api.forward_gate import ForwardGate
+from kvtrie.api.generate_arguments import eos_tokens, prompts_of, refuse_unservable
+from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.kv_memory import KvMemory
+from kvtrie.api.lower_tier import LowerTier
+from kvtrie.api.model_facts import model_facts
+from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.model_runner import ModelRunner
+from kvtrie.api.open_lower import open_lower
+from kvtrie.api.request import Completion, Request
+from kvtrie.api.sampler import Sampling
+from kvtrie.api.scopes import Scopes
+from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray, as_tokens
+
+Prompt = str | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What `warm` did."""
+
+    tokens: int
+    """Tokens of the prompt."""
+    cached_tokens: int
+    """Of these, already there before."""
+    stored_tokens: int
+    """In whole chunks, there now for others to reuse."""
+    pin: Pin | None
+    """To give to `unpin`; None where none was asked for."""
+
+
+class PrefixCachedModel:
+    """Wraps a causal LM so that prompts reuse the KV of what was computed before.
+
+    Args:
+        model: a transformers model in eval mode, or a PEFT model around one.
+        tokenizer: lets prompts be text; anything with `encode` and `decode`.
+        memory: size of the KV pool, e.g. `"2GiB"`, on the model's device.
+        chunk_tokens: tokens per chunk; smaller shares more, larger costs less to manage.
+        store: lower tier: `redis://...`, `http://...` or `unix:///...` (a sidecar), `memory://`, or a `LowerTier`.
+        tenant: tenant of calls that name none.
+        shared: shared scopes and the tenants that may read each, e.g. `{"tools": ["acme", "globex"]}`.
+        salt: secret that makes chunk keys unguessable; equal in all processes that share a store.
+        api_key: for a sidecar with tenants; default KVTRIE_API_KEY.
+        pin_budget: most bytes each scope may pin, e.g. `"512MiB"`; None for no limit.
+        engine: limits of the serving loop.
+
+    Raises:
+        UnsupportedModel: names what cannot be served exactly.
+        InputError: an argument out of range, a store URL that does not parse, or an unknown API key.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any = None,
+        *,
+        memory: str | int = "2GiB",
+        chunk_tokens: int = 64,
+        store: str | LowerTier | None = None,
+        tenant: str | None = None,
+        shared: Mapping[str, Collection[str]] | None = None,
+        salt: str = "",
+        api_key: str | None = None,
+        pin_budget: str | int | None = None,
+        engine: EngineConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._facts = model_facts(model)
+        self._tenant = tenant
+        self._scopes = Scopes(shared, salt)
+        self._scopes.of_tenant(tenant)
+        shape = self._facts.chunk_shape(chunk_tokens)
+        memory_bytes = parse_bytes(memory)
+        pin_bytes = None if pin_budget is None else parse_bytes(pin_budget)
+        store_key = os.environ.get("KVTRIE_STORE_KEY")
+        self._identity = ModelIdentity(self._facts, chunk_tokens)
+        self._identity.namespace(self._scopes.of_tenant(tenant))
+        self._lower = open_lower(store, api_key, shared or {}) if isinstance(store, str) else store
+        try:
+            self._memory = KvMemory(
+                shape,
+                memory_bytes,
+                self._facts.device,
+                self._lower,
+                store_key.encode() if store_key else None,
+                pin_bytes,
+            )
+        except BaseException:
+            if self._lower is not None:
+                self._lower.close()
+            raise
+        self.engine = Engine(self._memory, self._facts, engine)
+        self._gate = ForwardGate(self._facts.model, self._facts.config, self.engine.lock)
+        self._closed = False
+
+    # ---- generating
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        tenant: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """What `model.generate` returns, with cached prefixes not computed again.
+
+        Takes what `model.generate` takes: `inputs` or `input_ids` `[batch, tokens]` padded on the left,
+        `attention_mask`, a generation config or its fields, processors, streamers, an assistant model.
+
+        Args:
+            tenant: whose cache to use; default the wrapper's.
+
+        Raises:
+            UnsupportedModel: names a generation mode that is not served.
+            InputError: an empty prompt, a token outside the vocabulary, too many positions, a wrong device.
+            PoolExhausted: the batch does not fit the pool.
+            ModelOutputError: the model produced NaN or infinity.
+        """
+        self._check_open()
+        base: Any = self._facts.model
+        if inputs is None:
+            inputs = arguments.pop("input_ids", None)
+        elif arguments.get("input_ids") is not None:
+            raise InputError("generate() got both inputs and input_ids; pass one")
+        refuse_unservable(arguments, generation_config or base.generation_config)
+        fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
+        effective, _ = base._prepare_generation_config(generation_config, **fields)
+        prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
+        assert inputs is not None
+        if inputs.device != self._facts.device:
+            raise InputError(f"input_ids are on {inputs.device}, the model is on {self._facts.device}")
+        root, readable = self._roots(tenant)
+        columns = inputs.shape[1]
+        new_tokens = _new_tokens(effective, columns)
+        rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
+        cache = PoolCache(self._memory, rows, columns - 1, eos_tokens(effective), self.engine.lock)
+        try:
+            output = base.generate(
+                inputs, generation_config=generation_config, past_key_values=cache, **arguments
+            )
+        finally:
+            cache.close()
+        if not isinstance(output, Tensor) and getattr(output, "past_key_values", None) is cache:
+            output.past_key_values = None
+        return output
+
+    def _prefill(
+        self, prompts: list[TokenArray], new_tokens: int, root: Root, readable: list[Root]
+    ) -> list[Any]:
+        """Computes each prompt's KV but for its last token, all in the engine's packed steps."""
+        for prompt in prompts:
+            self.engine.check(prompt, new_tokens)
+        waiting: list[Completion] = []
+        done = False
+        try:
+            for prompt in prompts:
+                request = Request(prompt[:-1], root, readable, max_new_tokens=0, prefill_only=True)
+                waiting.append(self.engine.submit(request))
+            self.engine.wait(waiting)
+            for completion in waiting:
+                if completion.error is not None:
+                    raise completion.error
+            done = True
+        finally:
+            if not done:
+                self.engine.discard(waiting)
+        return [completion.kv for completion in waiting]
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        tenant: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        eos: Collection[int] | None = None,
+    ) -> Completion:
+        """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
+
+        Args:
+            prompt: text (with a tokenizer) or token ids.
+            tenant: whose cache to use; default the wrapper's.
+            max_new_tokens: most tokens to produce.
+            sampling: how tokens are chosen; default greedy.
+            eos: tokens that end the completion; default the model's.
+
+        Raises:
+            InputError: see `generate`.
+            PoolExhausted: the prompt can never fit the pool.
+        """
+        self._check_open()
+        root, readable = self._roots(tenant)
+        base: Any = self._facts.model
+        return self.engine.submit(
+            Request(
+                self._tokens(prompt),
+                root,
+                readable,
+                max_new_tokens,
+                eos_tokens(base.generation_config) if eos is None else frozenset(eos),
+                sampling or Sampling(),
+            )
+        )
+
+    def stream(self, prompt: Prompt, **arguments: Any) -> Iterator[str | int]:
+        """Yields a completion as it is computed: pieces of text for a text prompt, else token ids.
+
+        Takes what `submit` takes. Leaving the loop early cancels the request.
+
+        Raises:
+            KvtrieError: what `submit` raises, or what ended the request.
+        """
+        completion = self.submit(prompt, **arguments)
+        return self._pieces(completion, as_text=isinstance(prompt, str))
+
+    def _pieces(self, completion: Completion, as_text: bool) -> Iterator[str | int]:
+        seen, said = 0, ""
+        try:
+            while True:
+                while not completion.done and len(completion.tokens) == seen:
+                    self.engine.step()
+                fresh = completion.tokens[seen:]
+                seen += len(fresh)
+                if not as_text:
+                    yield from fresh
+                else:
+                    text = self.tokenizer.decode(completion.tokens)
+                    # A token may end inside a character: wait for the rest of it.
+                    if len(text) > len(said) and (completion.done or not text.endswith("\ufffd")):
+                        yield text[len(said) :]
+                        said = text
+                if completion.done and seen == len(completion.tokens):
+                    break
+            if completion.error is not None:
+                raise completion.error
+        finally:
+            if not completion.done:
+                completion.cancel()
+                self.engine.wait([completion])
+
+    # ---- the cache itself
+
+    def warm(
+        self,
+        prompt: Prompt,
+        *,
+        tenant: str | None = None,
+        scope: str | None = None,
+        pin: bool | float = False,
+        name: str = "",
+    ) -> Warmed:
+        """Computes a prompt's KV ahead of its first request.
+
+        Args:
+            prompt: text (with a tokenizer) or token ids; whole chunks of it are stored.
+            tenant: whose cache to warm; default the wrapper's.
+            scope: a shared scope to warm instead of a tenant's.
+            pin: True keeps it until `unpin`, a number for that many seconds.
+            name: shown in dumps beside the pin.
+
+        Raises:
+            InputError: see `generate`; also a pin on less than a chunk, or both tenant and scope given.
+            AccessDenied: no such shared scope.
+            PinBudgetExceeded: the scope's pins would exceed `pin_budget`.
+        """
+        self._check_open()
+        tokens = self._tokens(prompt)
+        if scope is None:
+            root, readable = self._roots(tenant)
+        elif tenant is not None:
+            raise InputError(f"warm() got tenant={tenant!r} and scope={scope!r}; pass one")
+        else:
+            root, readable = self._root(self._scopes.of_shared(scope)), []
+        completion = self.engine.submit(Request(tokens, root, readable, max_new_tokens=0, prefill_only=True))
+        self.engine.wait([completion])
+        if completion.error is not None:
+            raise completion.error
+        assert completion.kv is not None
+        with self.engine.lock:
+            try:
+                node, pinned = completion.kv.node, None
+                if pin:
+                    expires_at = None if pin is True else time.time() + pin
+                    pinned = self._memory.tree.pin(node, name, expires_at)
+            finally:
+                completion.kv.close()
+        return Warmed(
+            len(tokens), completion.cached_tokens, node.depth * self._memory.shape.chunk_tokens, pinned
+        )
+
+    def unpin(self, pin: Pin) -> None:
+        """Ends a pin; fine if it has expired."""
+        with self.engine.lock:
+            self._memory.tree.unpin(pin)
+
+    def refresh(self) -> None:
+        """Digests the weights again: needed after writes through `.data`, which leave no trace."""
+        with self.engine.lock:
+            self._identity.refresh()
+
+    def flush(self, timeout_seconds: float = 10.0) -> bool:
+        """Waits until the lower tier has written what it was offered; False when time ran out."""
+        return True if self._lower is None else self._lower.flush(timeout_seconds)
+
+    def stats(self) -> dict[str, Any]:
+        """Totals since start, and the memory as it is now."""
+        with self.engine.lock:
+            memory, tree = self._memory, self._memory.tree
+            device = tree.tiers[0]
+            return {
+                **memory.counters,
+                "evictions": sum(tree.evictions.values()),
+                "device": {
+                    "capacity_bytes": device.capacity_bytes,
+                    "used_bytes": device.used_bytes,
+                    "pending_bytes": device.pending_bytes,
+                    "free_bytes": device.free_bytes,
+                    "chunks": device.chunks,
+                    "scopes": {scope: asdict(booked) for scope, booked in device.scopes.items()},
+                },
+                "tombstone_bytes": tree.tombstones.size_bytes,
+                "lower": {} if self._lower is None else dict(self._lower.stats()),
+            }
+
+    def take_snapshot(self) -> Snapshot:
+        """The tree as it is now, for `dump` and `explain`."""
+        with self.engine.lock:
+            return take_snapshot(self._memory.tree, "engine", self._memory.counters)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(self.take_snapshot().to_json(), encoding="utf-8")
+        partial.replace(target)
+
+    def check(self) -> None:
+        """Every invariant of tree and pool; AssertionError names what does not hold."""
+        with self.engine.lock:
+            self._memory.check()
+
+    # ---- life
+
+    def close(self) -> None:
+        """Restores the model, writes what the lower tier was offered, and lets go of it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._gate.close()
+        if self._lower is not None:
+            self._lower.close()
+
+    def __enter__(self) -> PrefixCachedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this PrefixCachedModel is closed; wrap the model again")
+        if self._facts.model.training:
+            raise InputError("the model is in training mode; call model.eval() first")
+
+    def _tokens(self, prompt: Prompt) -> TokenArray:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InputError("a text prompt needs PrefixCachedModel(model, tokenizer)")
+            return as_tokens(self.tokenizer.encode(prompt))
+        if isinstance(prompt, Tensor):
+            if prompt.dim() == 2 and prompt.shape[0] == 1:
+                prompt = prompt[0]
+            return as_tokens(prompt.cpu().numpy())
+        return as_tokens(prompt)
+
+    def _root(self, scope: str) -> Root:
+        return self._memory.tree.root(self._identity.namespace(scope, self._scopes.salt_of(scope)))
+
+    def _roots(self, tenant: str | None) -> tuple[Root, list[Root]]:
+        """The root of a tenant's namespace, and those of the shared scopes it reads."""
+        who = self._tenant if tenant is None else tenant
+        with self.engine.lock:
+            own = self._root(self._scopes.of_tenant(who))
+            return own, [self._root(scope) for scope in self._scopes.readable_by(who)]
+
+
+def _new_tokens(config: Any, columns: int) -> int:
+    """New tokens a `generate` call may produce, by its effective config."""
+    if config.max_new_tokens is not None:
+        return int(config.max_new_tokens)
+    return max(0, int(config.max_length) - columns)

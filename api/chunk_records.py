@@ -1,0 +1,114 @@
+"""Chunks of the pool as records of a lower tier, and back: the only place where the two meet.
+
+What comes back is believed only after `expect_record` has compared all of it with what this process
+computed for itself: a record that differs in anything is a miss, counted by reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+
+from kvtrie.api.lower_tier import LowerTier
+from kvtrie.chunk_kernels import ChunkPool
+from kvtrie.prefix_tree import Namespace, Root
+from kvtrie.prefix_tree.errors import RecordError, StoreError
+from kvtrie.prefix_tree.keys import KEY_BYTES
+from kvtrie.store import RawCodec, Record, decode_record, encode_namespace_record, encode_record, expect_record
+
+_LOG = logging.getLogger(__name__)
+
+
+class ChunkRecords:
+    """Offers published chunks to `tier` and loads missing ones from it.
+
+    Args:
+        pool: where chunks stand on the device.
+        tier: where records go.
+        store_key: seals records with a keyed MAC; None for a plain checksum.
+        counters: gets `loaded_chunks`, `lower_outages`, `records_rejected.<reason>`.
+    """
+
+    def __init__(
+        self, pool: ChunkPool, tier: LowerTier, store_key: bytes | None, counters: Counter[str]
+    ) -> None:
+        self._pool = pool
+        self.tier = tier
+        self._codec = RawCodec(pool.shape)
+        self._store_key = store_key
+        self._counters = counters
+        self._announced: set[bytes] = set()
+
+    def offer(
+        self, root: Root, key: bytes, parent_key: bytes, path_digest: bytes, depth: int, chunk: bytes, slot: int
+    ) -> None:
+        """Offers one whole chunk, which stands in `slot` now; its namespace's record goes before it."""
+        self._announce(root.namespace)
+        keys, values = self._pool.read_chunk(slot)
+        record = Record(
+            namespace=root.key,
+            key=key,
+            parent_key=parent_key[:KEY_BYTES],
+            path_digest=path_digest,
+            depth=depth,
+            codec=self._codec.id,
+            shape=self._pool.shape,
+            tokens=chunk,
+            payload=self._codec.encode(keys, values),
+            created_at_seconds=int(time.time()),
+        )
+        self.tier.offer(root.namespace, key, lambda: encode_record(record, self._store_key))
+
+    def load(
+        self, root: Root, parent_key: bytes, depth: int, chain: list[tuple[bytes, bytes, bytes]]
+    ) -> list[Record]:
+        """The intact records of the longest held prefix of `chain`, whose first chunk is at `depth`.
+
+        `chain` has (key, path digest, tokens) of each chunk. An outage or a bad record ends the prefix.
+        """
+        try:
+            found = self.tier.load(root.namespace, [key for key, _, _ in chain])
+        except StoreError as error:
+            self._counters["lower_outages"] += 1
+            _LOG.warning("lower tier not available, recomputing: %s", error)
+            return []
+        records: list[Record] = []
+        for data, (key, path_digest, chunk) in zip(found, chain):
+            try:
+                record = decode_record(data, self._store_key)
+                expect_record(
+                    record,
+                    namespace=root.key,
+                    key=key,
+                    parent_key=parent_key,
+                    path_digest=path_digest,
+                    depth=depth + len(records),
+                    tokens=chunk,
+                    shape=self._pool.shape,
+                )
+            except RecordError as error:
+                self._counters[f"records_rejected.{error.reason}"] += 1
+                _LOG.warning("record %s not used: %s", key.hex(), error)
+                break
+            records.append(record)
+            parent_key = key
+        return records
+
+    def restore(self, record: Record, slot: int) -> None:
+        """Puts a loaded chunk into a slot."""
+        keys, values = self._codec.decode(record.payload)
+        self._pool.write_chunk(slot, keys, values)
+        self._counters["loaded_chunks"] += 1
+
+    def _announce(self, namespace: Namespace) -> None:
+        if namespace.digest in self._announced:
+            return
+        self._announced.add(namespace.digest)
+        self.tier.offer(
+            namespace,
+            namespace.digest[:KEY_BYTES],
+            lambda: encode_namespace_record(
+                namespace, created_at_seconds=int(time.time()), store_key=self._store_key
+            ),
+        )

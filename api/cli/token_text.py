@@ -1,0 +1,135 @@
+"""Between token ids and text: whichever tokenizer the user names, or ids alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvtrie.prefix_tree.errors import InputError
+
+TOKENIZER_HELP = "directory, tokenizer.json, Hugging Face id, tekken.json, or `tekken` (mistral-common's)"
+_TEKKEN_FILE = "tekken_240911.json"
+
+
+class Tokenizer(Protocol):
+    """What the CLI needs of a tokenizer."""
+
+    def encode(self, text: str, special_tokens: bool) -> list[int]:
+        """Token ids of `text`, with or without the special tokens that a prompt gets by default."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones included. Ids that the vocabulary lacks become `<id>`."""
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that `name` is: see `TOKENIZER_HELP`.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be read.
+        ImportError: the package it needs is not installed.
+    """
+    path = Path(name)
+    if name == "tekken" and not path.exists():
+        return _Tekken(_shipped_tekken())
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return _HuggingFaceFile(path / "tokenizer.json")
+        tekken = next(
+            (path / file for file in ("tekken.json", _TEKKEN_FILE) if (path / file).is_file()), None
+        )
+        return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(name)
+    if path.is_file():
+        return _Tekken(path) if path.name.startswith("tekken") else _HuggingFaceFile(path)
+    return _HuggingFaceModel(name)
+
+
+def _shipped_tekken() -> Path:
+    # Found without importing: mistral_common itself takes a second.
+    spec = importlib.util.find_spec("mistral_common")
+    if spec is None or spec.origin is None:
+        raise ImportError("--tokenizer tekken needs mistral-common")
+    return Path(spec.origin).parent / "data" / _TEKKEN_FILE
+
+
+def _unusable(name: object, error: Exception) -> InputError:
+    return InputError(f"cannot use tokenizer {str(name)!a}: {ascii(str(error))[1:-1][:200]}")
+
+
+class _Tekken:
+    def __init__(self, path: Path) -> None:
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+        try:
+            self._tekken: Any = Tekkenizer.from_file(path)
+        # The libraries raise what they please on a bad file, `Exception` itself included.
+        except Exception as error:
+            raise _unusable(path, error) from None
+        self._keep = SpecialTokenPolicy.KEEP
+
+    def encode(self, text: str, special_tokens: bool) -> list[int]:
+        return list(self._tekken.encode(text, bos=special_tokens, eos=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        size = int(self._tekken.n_words)
+        return _decode_known(tokens, size, lambda known: str(self._tekken.decode(known, self._keep)))
+
+
+class _HuggingFaceFile:
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise _unusable(path, error) from None
+        # A file may carry limits for training batches; a prompt is never cut or padded here.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str, special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        size = int(self._tokenizer.get_vocab_size())
+        return _decode_known(
+            tokens, size, lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False))
+        )
+
+
+class _HuggingFaceModel:
+    def __init__(self, name: str) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        try:
+            # trust_remote_code stays off: a tokenizer must not run code.
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:
+            raise _unusable(name, error) from None
+
+    def encode(self, text: str, special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        size = len(self._tokenizer)
+        return _decode_known(
+            tokens, size, lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False))
+        )
+
+
+def _decode_known(tokens: Sequence[int], size: int, decode: Any) -> str:
+    parts: list[str] = []
+    known: list[int] = []
+    for token in [*tokens, -1]:
+        if 0 <= token < size:
+            known.append(token)
+            continue
+        if known:
+            parts.append(decode(known))
+            known = []
+        if token >= 0:
+            parts.append(f"<{token}>")
+    return "".join(parts)

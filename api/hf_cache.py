@@ -1,0 +1,182 @@
+"""The cache that Hugging Face's own `generate` loop runs on: rows of `SequenceKV` over the pool.
+
+The loop is handed the whole prompt and a cache that says it holds all but its last token, so it forwards
+that one token per row and goes on from there. Sampling, processors, stopping, streamers, beams and assisted
+decoding are Hugging Face's, unchanged. `ForwardGate` calls `begin` before and `finish` after each forward.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from kvtrie.api.attention_switch import PoolAttention
+from kvtrie.api.kv_memory import KvMemory
+from kvtrie.api.sequence_kv import SequenceKV
+from kvtrie.chunk_kernels import prepare_step
+from kvtrie.prefix_tree.errors import ModelOutputError, PoolExhausted
+
+
+class PoolCache(Cache):  # type: ignore[misc]
+    """KV of one `generate` call. Holds no layers: attention writes to and reads from the pool itself."""
+
+    def __init__(
+        self,
+        memory: KvMemory,
+        rows: list[SequenceKV],
+        length: int,
+        eos: frozenset[int],
+        lock: threading.RLock,
+    ) -> None:
+        """Takes over `rows`, prefilled with their prompts but for the last token.
+
+        Args:
+            memory: where the rows' KV is.
+            rows: one per prompt.
+            length: columns of the padded batch that are in the cache.
+            eos: a row that has generated one of these is fed padding from then on, which is not worth keeping.
+            lock: held whenever tree or pool change.
+        """
+        super().__init__(layers=[])
+        self._memory = memory
+        self._eos = eos
+        self._lock = lock
+        self._rows = rows
+        self._length = length
+        self._is_first = True
+        self._has_generated = False
+        self._input_ids: Tensor | None = None
+
+    # ---- what Hugging Face asks
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of the padded batch that are cached."""
+        return self._length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """As `get_seq_length`."""
+        return self._length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Key length and offset a mask would have; none is built."""
+        return self._length + query_length, 0
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        """No fixed length."""
+        return -1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Hands the new keys and values through; the attention function puts them into the pool."""
+        return key_states, value_states
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i goes on from row `beam_idx[i]`: whole chunks stay shared, the last one is copied."""
+        sources = beam_idx.tolist()
+        with self._lock:
+            old, kept = self._rows, set(sources)
+            for index, row in enumerate(old):
+                if index not in kept:
+                    row.close()
+            self._rows = []
+            try:
+                for source in sources:
+                    self._rows.append(old[source] if source in kept else old[source].fork())
+                    kept.discard(source)
+            finally:
+                # Empty unless a fork failed: then the rest is still ours to close.
+                self._rows += [old[source] for source in kept]
+
+    def crop(self, max_length: int | Tensor) -> None:
+        """Forgets the last `-max_length` columns: candidates that were not accepted."""
+        rejected = -int(max_length)
+        if rejected < 0:
+            rejected = self._length + rejected
+        if rejected > 0:
+            with self._lock:
+                for row in self._rows:
+                    row.crop(row.context_tokens - rejected)
+            self._length -= rejected
+
+    def activate_past_recording(self) -> None:
+        """Nothing to record: `crop` needs no past."""
+
+    # ---- around each forward pass
+
+    def begin(self, inputs: dict[str, Any]) -> PoolAttention:
+        """Prepares a forward pass over `inputs`, which it narrows to the columns that are new.
+
+        Raises:
+            PoolExhausted: the pool has no room for the batch's new tokens.
+        """
+        ids: Tensor = inputs["input_ids"]
+        self._expand(ids.shape[0])
+        if self._is_first:
+            # Assisted decoding forwards the whole prompt first, whatever the cache holds.
+            ids = ids[:, self._length :] if ids.shape[1] > self._length else ids
+            self._is_first = False
+        new = ids.shape[1]
+        for row in self._rows:
+            if not row.reserve(new):
+                raise PoolExhausted(
+                    f"generate() runs {len(self._rows)} rows at once and the pool of {self._memory.pool.slots} "
+                    "chunks is full; give PrefixCachedModel more memory=, or a smaller batch or fewer beams"
+                )
+        inputs["input_ids"] = ids
+        inputs["attention_mask"] = None
+        inputs["position_ids"] = torch.tensor(
+            [range(row.context_tokens, row.context_tokens + new) for row in self._rows], device=ids.device
+        )
+        self._input_ids = ids
+        step = prepare_step([row.step(new) for row in self._rows], self._memory.pool)
+        return PoolAttention(self._memory.pool, step)
+
+    def finish(self, output: Any) -> None:
+        """Takes in what the forward pass computed; `output` is None where it failed.
+
+        Raises:
+            ModelOutputError: the logits are not finite; nothing of this pass is kept.
+        """
+        ids, self._input_ids = self._input_ids, None
+        if output is None or ids is None:
+            return
+        if not torch.isfinite(output.logits[:, -1]).all():
+            self.close(poisoned=True)
+            raise ModelOutputError(
+                "the model's logits are not finite; nothing of this step was cached. Check the weights and dtype"
+            )
+        for row, tokens in zip(self._rows, ids.tolist()):
+            if self._has_generated and not self._eos.isdisjoint(tokens):
+                row.seal()
+            row.commit(tokens)
+        self._has_generated = True
+        self._length += ids.shape[1]
+        self._memory.check_if_asked()
+
+    def close(self, *, poisoned: bool = False) -> None:
+        """Gives back what the rows hold; whole chunks stay in the tree."""
+        with self._lock:
+            for row in self._rows:
+                row.close(poisoned=poisoned)
+            self._rows = []
+
+    def _expand(self, batch: int) -> None:
+        """Beams and several samples per prompt repeat each row; Hugging Face repeats the inputs only."""
+        repeats, rest = divmod(batch, len(self._rows))
+        assert rest == 0, (batch, len(self._rows))
+        if repeats == 1:
+            return
+        prompts, self._rows = self._rows, []
+        for index, row in enumerate(prompts):
+            self._rows.append(row)
+            try:
+                for _ in range(repeats - 1):
+                    self._rows.append(row.fork())
+            except PoolExhausted:
+                self._rows += prompts[index + 1 :]
+                raise

@@ -1,0 +1,127 @@
+"""The tree and the pool as one memory: slots in, chunks shared, bytes accounted.
+
+Slots change hands here and nowhere else:
+
+    free -> a sequence ............ `take`      (evicts leaves when short)
+    a sequence -> the tree ........ `SequenceKV.commit`
+    a sequence -> free ............ `give`
+    the tree -> free .............. eviction inside `take`
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import torch
+
+from kvtrie.api.chunk_records import ChunkRecords
+from kvtrie.api.lower_tier import LowerTier
+from kvtrie.chunk_kernels import ChunkPool
+from kvtrie.prefix_tree import ChunkShape, Node, PrefixTree, Tier, check
+from kvtrie.prefix_tree.errors import InputError
+
+DEVICE = 0
+"""Index of the device tier in the tree."""
+
+
+class KvMemory:
+    """KV of one model on one device, over an optional lower tier. Not thread-safe; its owner serialises.
+
+    Args:
+        shape: one chunk's shape.
+        memory_bytes: size of the pool; rounded down to whole chunks.
+        device: where the pool lives.
+        lower: what is below the device, or None.
+        store_key: seals records with a keyed MAC; None for a plain checksum.
+        pin_budget_bytes: most bytes each scope may pin; None for no limit.
+
+    Raises:
+        InputError: `memory_bytes` is less than two chunks, or KVTRIE_CHECK is neither 0 nor 1.
+    """
+
+    def __init__(
+        self,
+        shape: ChunkShape,
+        memory_bytes: int,
+        device: torch.device | str = "cpu",
+        lower: LowerTier | None = None,
+        store_key: bytes | None = None,
+        pin_budget_bytes: int | None = None,
+    ) -> None:
+        slots = memory_bytes // shape.chunk_bytes
+        if slots < 2:
+            raise InputError(
+                f"memory={memory_bytes} bytes holds {slots} chunks of {shape.chunk_bytes} bytes; "
+                f"give at least {2 * shape.chunk_bytes}, or use smaller chunks"
+            )
+        self.shape = shape
+        self.pool = ChunkPool(shape, slots, device)
+        self.tree = PrefixTree(
+            shape.chunk_tokens,
+            [Tier("device", slots * shape.chunk_bytes)],
+            pin_budget_bytes=pin_budget_bytes,
+        )
+        self.counters: Counter[str] = Counter()
+        """Totals since start: requests, prompt_tokens, cached_tokens, loaded_chunks, preemptions, ..."""
+        self.records = None if lower is None else ChunkRecords(self.pool, lower, store_key, self.counters)
+        self._check_often = _checks_wanted()
+
+    @property
+    def _tier(self) -> Tier:
+        return self.tree.tiers[DEVICE]
+
+    def take(self, scope: str, count: int, after: int | None = None) -> list[int] | None:
+        """Takes `count` slots for a request of `scope`, evicting what nobody holds; None when short.
+
+        Adjacent to slot `after` where possible.
+        """
+        missing = count - self.pool.free_slots.free
+        if missing > 0:
+            evicted = self.tree.evict(DEVICE, missing * self.shape.chunk_bytes, "least recently used")
+            self.pool.free_slots.give(_slot(e.handle) for e in evicted)
+        slots = self.pool.free_slots.take(count, after)
+        if slots is not None:
+            self._tier.reserve(scope, count * self.shape.chunk_bytes)
+        return slots
+
+    def give(self, scope: str, slots: list[int]) -> None:
+        """Takes back slots that `take` handed out and that never entered the tree."""
+        self._tier.unreserve(scope, len(slots) * self.shape.chunk_bytes)
+        self.pool.free_slots.give(slots)
+
+    def last_slot(self, node: Node) -> int | None:
+        """Slot of the path's last chunk, to put the next one beside it; None at the root."""
+        return device_slot(node) if node.depth else None
+
+    def check(self) -> None:
+        """Every invariant of tree and pool; AssertionError names what does not hold."""
+        check(self.tree)
+        free = self.pool.free_slots.free * self.shape.chunk_bytes
+        assert self._tier.free_bytes == free, (self._tier.free_bytes, free)
+        slots = [device_slot(node) for node in self.tree.walk() if node.is_resident]
+        assert len(slots) == len(set(slots)), "two chunks share a slot"
+
+    def check_if_asked(self) -> None:
+        """`check` when KVTRIE_CHECK=1."""
+        if self._check_often:
+            self.check()
+
+
+def _slot(handle: object) -> int:
+    assert isinstance(handle, int)
+    return handle
+
+
+def device_slot(node: Node) -> int:
+    """The slot of a node that is resident on the device."""
+    residence = node.at[DEVICE]
+    assert residence is not None
+    return _slot(residence.handle)
+
+
+def _checks_wanted() -> bool:
+    value = os.environ.get("KVTRIE_CHECK", "0")
+    if value not in ("0", "1"):
+        raise InputError(f"KVTRIE_CHECK={value!r} is neither 0 nor 1")
+    return value == "1"

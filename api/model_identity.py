@@ -1,0 +1,179 @@
+"""Which model this is: digests of config, weights and active adapters, renewed when any of them changes.
+
+Digesting reads every byte of the weights, so it is done once. Every call compares `(data_ptr, _version)` of
+every parameter and the adapters' state; only a difference digests again. Writes through `.data` change
+neither: after those, `refresh` must be called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvtrie.api.model_facts import ModelFacts
+from kvtrie.prefix_tree import Namespace
+
+_VOLATILE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"})
+"""Config entries that do not change what the model computes, or that the namespace has a field for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Digests:
+    weights: str
+    adapter: str
+
+
+class ModelIdentity:
+    """Namespaces of one wrapped model."""
+
+    def __init__(self, facts: ModelFacts, chunk_tokens: int) -> None:
+        self._facts = facts
+        self._chunk_tokens = chunk_tokens
+        self._layout = facts.layout()
+        self._config = _config_digest(facts.config)
+        self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
+        self._tuners = _tuner_layers(facts.model)
+        self._known: dict[object, _Digests] = {}
+        self._weights_state: object = None
+        self._weights = ""
+        self._namespaces: dict[tuple[str, str, _Digests], Namespace] = {}
+
+    def namespace(self, scope: str, salt: str = "") -> Namespace:
+        """The namespace of `scope` for the model as it is now."""
+        digests = self._current()
+        known = self._namespaces.get((scope, salt, digests))
+        if known is None:
+            known = Namespace(
+                scope=scope,
+                salt=salt,
+                model_config=self._config,
+                weights=digests.weights,
+                revision=self._revision,
+                adapter=digests.adapter,
+                kv_dtype=self._facts.dtype,
+                layout=self._layout,
+                chunk_tokens=self._chunk_tokens,
+            )
+            self._namespaces[scope, salt, digests] = known
+        return known
+
+    def refresh(self) -> None:
+        """Forgets what was digested, so that the next call reads the weights again."""
+        self._known.clear()
+        self._weights_state = None
+
+    def _current(self) -> _Digests:
+        weights_state = tuple((t.data_ptr(), _version(t)) for t in self._tensors())
+        adapter_state = tuple(_tuner_state(tuner) for _, tuner in self._tuners)
+        state = (weights_state, adapter_state)
+        digests = self._known.get(state)
+        if digests is None:
+            # Adapters share the base's weights: switching between them must not read those again.
+            # Merging writes through `.data`, which no version counts: what is merged is part of the state.
+            merged = tuple(merged for _, _, merged, _ in adapter_state)
+            base_state = (merged, tuple((t.data_ptr(), _version(t)) for _, t in self._base_tensors()))
+            if base_state != self._weights_state:
+                self._weights = _digest_tensors(self._base_tensors())
+                self._weights_state = base_state
+                self._known.clear()
+            digests = _Digests(self._weights, self._adapter_digest())
+            self._known[state] = digests
+        return digests
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self._facts.model.parameters()
+        yield from self._facts.model.buffers()
+
+    def _base_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights without adapters, under the names they have in the model without any."""
+        adapters = {id(t) for _, tuner in self._tuners for _, t in _adapter_tensors(tuner, None)}
+        for name, tensor in self._facts.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in adapters:
+                yield name.replace(".base_layer.", "."), tensor
+
+    def _adapter_digest(self) -> str:
+        parts: list[tuple[str, Tensor]] = []
+        said: list[object] = []
+        for name, tuner in self._tuners:
+            active, disabled, _, scaling = _tuner_state(tuner)
+            if disabled or not active:
+                continue
+            said.append([name, type(tuner).__name__, active, [s for s in scaling if s[0] in active]])
+            for adapter in active:
+                parts += [(f"{name}.{part}", t) for part, t in _adapter_tensors(tuner, adapter)]
+        if not said:
+            return ""
+        header = hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
+        return hashlib.sha256((header + _digest_tensors(iter(parts))).encode()).hexdigest()
+
+
+def _tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """PEFT's layers, by what they all have, so that peft itself need not be installed."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "active_adapters") and _containers(module)
+    ]
+
+
+def _containers(tuner: Any) -> tuple[str, ...]:
+    """Attributes in which a PEFT layer keeps tensors by adapter name."""
+    saved = ("modules_to_save",) if hasattr(tuner, "modules_to_save") else ()
+    return tuple(getattr(tuner, "adapter_layer_names", ())) or saved
+
+
+def _tuner_state(tuner: Any) -> tuple[tuple[str, ...], bool, tuple[str, ...], tuple[tuple[str, float], ...]]:
+    """Active adapters in order, whether all are off, which are merged into the weights, and scalings."""
+    scaling = getattr(tuner, "scaling", None) or {}
+    return (
+        tuple(tuner.active_adapters),
+        bool(getattr(tuner, "disable_adapters", False)),
+        tuple(getattr(tuner, "merged_adapters", ())),
+        tuple(sorted((name, float(value)) for name, value in scaling.items())),
+    )
+
+
+def _adapter_tensors(tuner: Any, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of one adapter in one layer, or of all adapters."""
+    for container_name in _containers(tuner):
+        container = getattr(tuner, container_name)
+        if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)):
+            continue
+        for name, part in container.items():
+            if adapter is not None and name != adapter:
+                continue
+            if isinstance(part, Tensor):
+                yield container_name, part
+            else:
+                for inner, tensor in part.state_dict(keep_vars=True).items():
+                    yield f"{container_name}.{inner}", tensor
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _config_digest(config: Any) -> str:
+    entries = {name: value for name, value in config.to_dict().items() if name not in _VOLATILE}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest_tensors(tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """sha256 over names, dtypes, shapes and bytes; hashlib lets go of the GIL, so threads help."""
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        parts = sorted(threads.map(_digest_tensor, tensors))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _digest_tensor(named: tuple[str, Tensor]) -> str:
+    name, tensor = named
+    flat = tensor.detach().contiguous().flatten().cpu()
+    content = hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest() if flat.numel() else ""
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}"

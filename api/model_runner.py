@@ -1,0 +1,71 @@
+"""One forward pass of a wrapped model over packed rows."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from kvtrie.api.attention_switch import KEYWORD, PoolAttention, attention_switched
+from kvtrie.api.model_facts import ModelFacts
+from kvtrie.chunk_kernels import ChunkPool, Step
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.keys import TokenArray
+
+
+class ModelRunner:
+    """Runs steps of a model over one pool. `lock` keeps steps and the caller's own calls apart."""
+
+    def __init__(self, facts: ModelFacts, pool: ChunkPool, lock: threading.RLock) -> None:
+        self.facts = facts
+        self._pool = pool
+        self._lock = lock
+
+    def check_tokens(self, tokens: TokenArray, max_new_tokens: int) -> None:
+        """Whether a prompt can be run at all.
+
+        Raises:
+            InputError: empty, a token outside the vocabulary, or beyond the model's positions.
+        """
+        facts = self.facts
+        if len(tokens) == 0:
+            raise InputError("the prompt is empty; a model needs at least one token")
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+        highest = int(tokens.max())
+        if highest >= facts.vocabulary or int(tokens.min()) < 0:
+            at = int(tokens.argmax()) if highest >= facts.vocabulary else int(tokens.argmin())
+            raise InputError(
+                f"token id {int(tokens[at])} at position {at} is outside the vocabulary of {facts.vocabulary}"
+            )
+        total = len(tokens) + max_new_tokens
+        if total > facts.max_positions:
+            raise InputError(
+                f"{len(tokens)} prompt + {max_new_tokens} new tokens are {total}, beyond the {facts.max_positions} "
+                f"positions for which {type(facts.model).__name__} is served exactly ({facts.limited_by})"
+            )
+
+    def forward(self, tokens: list[int], positions: list[int], step: Step, last_rows: list[int]) -> Tensor:
+        """Computes a step's rows, writing their KV into the pool.
+
+        Args:
+            tokens: `[rows]`, sequences one after the other, in the order given to `prepare_step`.
+            positions: `[rows]`, absolute positions.
+            step: from `prepare_step`.
+            last_rows: rows to return logits for.
+
+        Returns:
+            fp32 logits `[len(last_rows), vocabulary]`.
+        """
+        device = self.facts.device
+        with self._lock, torch.inference_mode(), attention_switched(self.facts.config):
+            output = self.facts.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last_rows, device=device),
+                **{KEYWORD: PoolAttention(self._pool, step)},
+            )
+            logits: Tensor = output.logits[0].float()
+        return logits

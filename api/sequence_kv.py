@@ -1,0 +1,221 @@
+"""One sequence's KV: a leased path of shared chunks, then private slots that are still being filled.
+
+    |  shared chunks (tree, leased)  |  private slots (this sequence's)  |
+    0                shared_chunks * chunk_tokens            context_tokens
+
+The engine and the Hugging Face cache drive sequences through the same few verbs: `open_sequence`,
+`reserve` room for new tokens, run the model, `commit` what was computed, `close`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvtrie.api.kv_memory import DEVICE, KvMemory, device_slot
+from kvtrie.chunk_kernels import StepSequence
+from kvtrie.prefix_tree import Claim, Lease, Match, Node, Root
+from kvtrie.prefix_tree.errors import PoolExhausted
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, path_digests
+
+
+class SequenceKV:
+    """KV of one sequence. Open it with `open_sequence`; `close` gives everything back."""
+
+    def __init__(
+        self,
+        memory: KvMemory,
+        root: Root,
+        lease: Lease,
+        path: list[Node],
+        chain_key: bytes,
+        tokens: bytes,
+        private: list[int],
+        claim: Claim | None = None,
+    ) -> None:
+        """Takes over `lease` on `path`, `private` slots and `claim`; `tokens` have their KV in place."""
+        self._memory = memory
+        self.root = root
+        self.lease = lease
+        self._path = path
+        self._chain_key = chain_key
+        self._claim = claim
+        self._sealed = False
+        self._path_digest: bytes | None = None
+        """sha256 chain over `path`, for records; None until one is written."""
+        self.tokens = bytearray(tokens)
+        """Tokens whose KV is in place, int32le."""
+        self.slots = [device_slot(node) for node in path] + private
+        """Slots of all chunks in order, shared ones first."""
+        self.cached_tokens = self.context_tokens
+        """Tokens that were served from the cache when the sequence was opened."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose KV is in place."""
+        return len(self.tokens) // TOKEN_BYTES
+
+    @property
+    def node(self) -> Node:
+        """The deepest shared chunk; the root when there is none."""
+        return self.lease.node
+
+    @property
+    def _private(self) -> list[int]:
+        return self.slots[len(self._path) :]
+
+    def reserve(self, rows: int) -> bool:
+        """Makes room for `rows` new tokens; False (taking nothing) when memory is short."""
+        missing = -(-(self.context_tokens + rows) // self._memory.shape.chunk_tokens) - len(self.slots)
+        if missing > 0:
+            taken = self._memory.take(self.root.scope, missing, self.slots[-1] if self.slots else None)
+            if taken is None:
+                return False
+            self.slots += taken
+        return True
+
+    def step(self, rows: int) -> StepSequence:
+        """This sequence's part in a step of `rows` new tokens, for which room is reserved."""
+        return StepSequence(self.slots, self.context_tokens, rows)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Takes in tokens whose KV the model has just written; whole chunks enter the tree."""
+        self.tokens += np.asarray(tokens, np.int32).tobytes()
+        step = self._memory.shape.chunk_tokens * TOKEN_BYTES
+        while not self._sealed and (len(self._path) + 1) * step <= len(self.tokens):
+            start = len(self._path) * step
+            self._publish(bytes(self.tokens[start : start + step]))
+
+    def seal(self) -> None:
+        """Lets no more chunks enter the tree: what follows is not worth keeping."""
+        self._sealed = True
+
+    def _publish(self, chunk: bytes) -> None:
+        memory, tree, scope = self._memory, self._memory.tree, self.root.scope
+        place = len(self._path)
+        slot, size = self.slots[place], memory.shape.chunk_bytes
+        key = tree.next_key(self._chain_key, chunk)
+        tree.tiers[DEVICE].unreserve(scope, size)
+        if self._claim is not None and self._claim.nodes:
+            node = tree.publish(self._claim, DEVICE, slot, size)
+        else:
+            node = tree.insert(self.node, self.root, key, chunk, DEVICE, slot, size)
+        tree.extend(self.lease, node)
+        stored = device_slot(node)
+        if stored != slot:
+            # Somebody stored the same chunk meanwhile: read theirs, free ours.
+            tree.tiers[DEVICE].reserve(scope, size)
+            memory.give(scope, [slot])
+            self.slots[place] = stored
+            self._path_digest = None
+        elif memory.records is not None:
+            above = self._path_digest or self._digest_path()
+            self._path_digest = hashlib.sha256(above + chunk).digest()
+            memory.records.offer(
+                self.root, key, self._chain_key, self._path_digest, place + 1, chunk, slot
+            )
+        self._path.append(node)
+        self._chain_key = key
+
+    def _digest_path(self) -> bytes:
+        chunk_tokens = self._memory.shape.chunk_tokens
+        whole = bytes(self.tokens[: len(self._path) * chunk_tokens * TOKEN_BYTES])
+        digests = path_digests(self.root.key, whole, chunk_tokens)
+        return digests[-1] if digests else self.root.key
+
+    def crop(self, tokens: int) -> None:
+        """Forgets all but the first `tokens` tokens. A shared chunk that is cut becomes a private copy.
+
+        Raises:
+            PoolExhausted: the copy needs a slot, and there is none.
+        """
+        if tokens >= self.context_tokens:
+            return
+        memory, tree = self._memory, self._memory.tree
+        whole, rest = divmod(tokens, memory.shape.chunk_tokens)
+        kept = whole + (rest > 0)
+        if whole >= len(self._path):
+            memory.give(self.root.scope, self.slots[kept:])
+            del self.slots[kept:]
+        else:
+            copy = self._copy_of(self.slots[whole : whole + 1], rest) if rest else []
+            self._abandon()
+            memory.give(self.root.scope, self._private)
+            del self._path[whole:]
+            self.slots = self.slots[:whole] + copy
+            tree.extend(self.lease, self._path[-1] if self._path else self.root)
+            self._path_digest = None
+            self._chain_key = tree.chain_key(self.root.key, bytes(self.tokens), whole)
+        del self.tokens[tokens * TOKEN_BYTES :]
+
+    def fork(self) -> SequenceKV:
+        """A second sequence with the same KV: shared chunks stay shared, private ones are copied.
+
+        Raises:
+            PoolExhausted: no slots for the copies.
+        """
+        copies = self._copy_of(self._private, self._memory.shape.chunk_tokens)
+        twin = SequenceKV(
+            self._memory,
+            self.root,
+            self._memory.tree.lease_node(self.node),
+            list(self._path),
+            self._chain_key,
+            bytes(self.tokens),
+            copies,
+        )
+        twin._sealed = self._sealed
+        return twin
+
+    def _copy_of(self, slots: list[int], tokens: int) -> list[int]:
+        """New private slots with the first `tokens` tokens of each of `slots`."""
+        copies = self._memory.take(self.root.scope, len(slots))
+        if copies is None:
+            raise PoolExhausted(
+                f"copying {len(slots)} private chunks needs as many free slots and the pool of "
+                f"{self._memory.pool.slots} has none to give; use fewer sequences or more memory"
+            )
+        for source, target in zip(slots, copies):
+            self._memory.pool.copy_columns(source, target, tokens)
+        return copies
+
+    def _abandon(self) -> None:
+        if self._claim is not None:
+            self._memory.tree.abandon(self._claim)
+            self._claim = None
+
+    def close(self, *, poisoned: bool = False) -> None:
+        """Ends the lease and gives back private slots; `poisoned` ones may hold NaN and are zeroed."""
+        if poisoned:
+            self._memory.pool.clear(self._private)
+        self._abandon()
+        self._memory.give(self.root.scope, self._private)
+        self._memory.tree.release(self.lease)
+        self.slots, self._path = [], []
+
+
+def open_sequence(memory: KvMemory, match: Match, tokens: bytes) -> SequenceKV:
+    """A sequence that begins with what `match` found of `tokens` (int32le bytes).
+
+    Leases the path, copies the matching columns of the partial chunk into a private one if a slot can be
+    had, and claims the whole chunks of `tokens` that are left, so that others wait for them. `match` must
+    have been made just now, of all tokens but the last, with nothing to wait for.
+    """
+    tree, root = memory.tree, match.root
+    lease = tree.lease(match)
+    have = match.tokens
+    private: list[int] = []
+    if match.partial is not None and match.partial_tokens:
+        # Held meanwhile: taking a slot may evict, and the source must not be what goes.
+        source = tree.lease_node(match.partial)
+        private = memory.take(root.scope, 1, memory.last_slot(match.node)) or []
+        if private:
+            memory.pool.copy_columns(device_slot(match.partial), private[0], match.partial_tokens)
+            have += match.partial_tokens
+        tree.release(source)
+    claim = tree.claim(match, tokens)
+    return SequenceKV(
+        memory, root, lease, list(match.path), match.chain_key, tokens[: have * TOKEN_BYTES], private, claim
+    )

@@ -1,0 +1,246 @@
+"""The host tier: encoded records in this process's memory, as one prefix tree with one tier.
+
+Two keys name a chunk here. The client's own chains from the client's namespace digest; it is what records
+carry and lookups bring. The tree's chains from a root of the sidecar's making, into whose namespace the
+scope is hashed: tenants that present the same namespace and the same tokens meet in no index.
+
+Memory, all of it in the tier's books:
+    used ...... len(record) of every chunk, charged to its scope; leaves go least recently used first
+    pending ... namespace records, and NAMESPACE_BYTES for each namespace; they stay
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from kvtrie.api.sidecar.chain import Link
+from kvtrie.api.sidecar.scope_counters import ScopeCounters
+from kvtrie.prefix_tree import Namespace, Node, PrefixTree, Root, Tier
+from kvtrie.prefix_tree.errors import RecordError, StoreFull
+from kvtrie.prefix_tree.keys import TOKEN_BYTES
+from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
+from kvtrie.store import Record, decode_namespace
+
+HOST = 0
+"""The tree's only tier."""
+EVICTED_FOR_ROOM = "least recently used"
+NAMESPACE_BYTES = 4096
+"""Charged for a namespace besides its record: it outlives its chunks."""
+LONGEST_NAMESPACE_RECORD = 1 << 16
+
+
+@dataclass(slots=True, eq=False)
+class Home:
+    """One client namespace in one scope: where its paths begin, and how its keys are found."""
+
+    scope: str
+    namespace: bytes
+    """32 bytes, as the client computed it."""
+    root: Root
+    by_key: dict[bytes, Node] = field(default_factory=dict)
+    """Held chunks by the client's chunk key."""
+    record: bytes | None = None
+    """The namespace record; None until a client has sent it."""
+    fields: dict[str, str | int] = field(default_factory=dict)
+    """What the namespace record says, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRecord:
+    """A chunk's handle in the tree."""
+
+    home: Home
+    link: Link
+    data: bytes
+    """The encoded record, as it was put."""
+
+
+class RecordTree:
+    """Records of all scopes. Thread-safe under one lock, which is held for no longer than a lookup takes.
+
+    Args:
+        capacity_bytes: of the tier.
+        chunk_tokens: tokens of every chunk; records of other chunks are rejected.
+        counters: gets `evictions.<reason>`.
+        max_namespaces: most namespaces one scope may have: they are never forgotten.
+
+    Raises:
+        InputError: `chunk_tokens` below one.
+    """
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        chunk_tokens: int,
+        counters: ScopeCounters,
+        *,
+        max_namespaces: int = 256,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.tier = Tier("host", capacity_bytes)
+        # Tombstones carry the clients' keys, so they are kept here and not in the tree.
+        self.tree = PrefixTree(chunk_tokens, [self.tier], clock=clock, tombstones_per_scope=0)
+        self.tombstones = Tombstones(per_scope=1024)
+        self._counters = counters
+        self._max_namespaces = max_namespaces
+        self._homes: dict[tuple[str, bytes], Home] = {}
+        self._homes_of: Counter[str] = Counter()
+
+    # ---- reading
+
+    def match(self, scope: str, namespace: bytes, tokens: bytes) -> int:
+        """Whole chunks held of a prompt (int32le), its last token left out: that one is to be computed.
+
+        Keeps what it finds from being evicted next, and counts no hit.
+        """
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            if home is None:
+                return 0
+            path = self.tree.match(home.root, tokens[:-TOKEN_BYTES]).path
+            if path:
+                self.tree.release(self.tree.lease_node(path[-1]))
+            return len(path)
+
+    def get(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[HeldRecord]:
+        """The longest held prefix of `keys`, each the child of the one before; the first may be at any depth."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            if home is None:
+                return []
+            path: list[Node] = []
+            for key in keys:
+                node = home.by_key.get(key)
+                if node is None or (path and node.parent is not path[-1]):
+                    break
+                path.append(node)
+            if path:
+                path[-1].hits += 1
+                self.tree.release(self.tree.lease_node(path[-1]))
+            return [_held(node) for node in path]
+
+    def link(self, scope: str, namespace: bytes, key: bytes) -> Link | None:
+        """The place of a held chunk; None where it is not held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            node = None if home is None else home.by_key.get(key)
+            return None if node is None else _held(node).link
+
+    def is_named(self, scope: str, namespace: bytes) -> bool:
+        """Whether the namespace's record is held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            return home is not None and home.record is not None
+
+    def homes(self, scopes: Collection[str] | None) -> list[Home]:
+        """Namespaces of `scopes`, or all, oldest first. Call it, and use them, under `lock`."""
+        return [home for home in self._homes.values() if scopes is None or home.scope in scopes]
+
+    # ---- growing
+
+    def admit(self, scope: str, record: Record, data: bytes) -> bool:
+        """Keeps an intact record, with `data` as its bytes; False where it was held already.
+
+        Evicts least recently used leaves where there is no room.
+
+        Raises:
+            RecordError: it does not chain to a held parent, or contradicts what is held.
+            StoreFull: it does not fit, or the scope has too many namespaces.
+        """
+        with self.lock:
+            if record.depth == 0:
+                return self._name(scope, record, data)
+            return self._insert(scope, record, data)
+
+    def _insert(self, scope: str, record: Record, data: bytes) -> bool:
+        home = self._homes.get((scope, record.namespace))
+        above: Node | None = None
+        link = Link.root(record.namespace)
+        if record.depth > 1:
+            above = None if home is None else home.by_key.get(record.parent_key)
+            if above is None:
+                raise RecordError("parent", f"{record.parent_key.hex()}, which is above it, is not held")
+            link = _held(above).link
+        link = link.follow(record, self.tree.chunk_tokens)
+        if home is not None and (standing := home.by_key.get(record.key)) is not None:
+            if standing.parent is not (above or home.root) or standing.tokens != record.tokens:
+                raise RecordError("key", f"{record.key.hex()} is the key of other tokens here")
+            return False
+        home = home or self._open(scope, record.namespace, extra_bytes=len(data))
+        self._make_room(len(data), above)
+        parent = above or home.root
+        tree_key = self.tree.next_key(parent.key, record.tokens)
+        handle = HeldRecord(home, link, data)
+        node = self.tree.insert(parent, home.root, tree_key, record.tokens, HOST, handle, len(data))
+        assert _held(node) is handle, "what is not in the index is not in the tree"
+        home.by_key[record.key] = node
+        self.tombstones.discard(scope, record.key)
+        return True
+
+    def _name(self, scope: str, record: Record, data: bytes) -> bool:
+        if len(data) > LONGEST_NAMESPACE_RECORD:
+            raise RecordError("length", f"namespace record of {len(data)} bytes")
+        fields = decode_namespace(record)
+        if fields["chunk_tokens"] != self.tree.chunk_tokens:
+            raise RecordError(
+                "shape", f"chunks of {fields['chunk_tokens']} tokens, this sidecar keeps {self.tree.chunk_tokens}"
+            )
+        home = self._homes.get((scope, record.namespace))
+        if home is not None and home.record is not None:
+            return False
+        home = home or self._open(scope, record.namespace, extra_bytes=len(data))
+        self._make_room(len(data), None)
+        self.tier.reserve(scope, len(data))
+        # What a client says of its scope is its own word for it; a dump shows where the chunks really are.
+        home.record, home.fields = data, {**fields, "scope": scope}
+        return True
+
+    def _open(self, scope: str, namespace: bytes, extra_bytes: int) -> Home:
+        """A new namespace, with room made for its first record of `extra_bytes` too."""
+        if self._homes_of[scope] >= self._max_namespaces:
+            raise StoreFull(f"scope {scope} has {self._max_namespaces} namespaces, which is the most it may")
+        self._make_room(NAMESPACE_BYTES + extra_bytes, None)
+        self.tier.reserve(scope, NAMESPACE_BYTES)
+        identity = Namespace(scope=scope, salt=namespace.hex(), chunk_tokens=self.tree.chunk_tokens)
+        shown = Namespace(scope=scope, chunk_tokens=self.tree.chunk_tokens).public_fields()
+        home = Home(scope, namespace, self.tree.root(identity), fields=shown)
+        self._homes[scope, namespace] = home
+        self._homes_of[scope] += 1
+        return home
+
+    # ---- shrinking
+
+    def _make_room(self, size_bytes: int, keep: Node | None) -> None:
+        """Evicts until `size_bytes` are free, the path to `keep` spared; evicts nothing if that cannot be."""
+        missing = size_bytes - self.tier.free_bytes
+        if missing <= 0:
+            return
+        spared = sum(len(_held(node).data) for node in keep.path()) if keep is not None else 0
+        if size_bytes + spared + self.tier.pending_bytes > self.tier.capacity_bytes:
+            raise StoreFull(f"{size_bytes} bytes below a path of {spared} do not fit the host tier")
+        lease = None if keep is None else self.tree.lease_node(keep)
+        try:
+            evicted = self.tree.evict(HOST, missing, EVICTED_FOR_ROOM)
+        finally:
+            if lease is not None:
+                self.tree.release(lease)
+        for gone in evicted:
+            handle = gone.handle
+            assert isinstance(handle, HeldRecord)
+            key, scope = handle.link.key, handle.home.scope
+            del handle.home.by_key[key]
+            stone = Tombstone(key, handle.link.depth, self.tier.name, self.tree.clock(), EVICTED_FOR_ROOM)
+            self.tombstones.add(scope, stone)
+            self._counters.add(scope, f"evictions.{EVICTED_FOR_ROOM}")
+
+
+def _held(node: Node) -> HeldRecord:
+    residence = node.at[HOST]
+    assert residence is not None
+    assert isinstance(residence.handle, HeldRecord)
+    return residence.handle

@@ -1,0 +1,162 @@
+"""What a sidecar does, without HTTP: match, get, put, show. One object for all tenants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from kvtrie.api.sidecar.fall_through import FallThrough
+from kvtrie.api.sidecar.metrics import render_metrics
+from kvtrie.api.sidecar.picture import take_picture
+from kvtrie.api.sidecar.record_tree import RecordTree
+from kvtrie.api.sidecar.scope_counters import ScopeCounters
+from kvtrie.api.sidecar.scoped_store import ScopedStore
+from kvtrie.api.sidecar.wire import Limits
+from kvtrie.prefix_tree import Snapshot
+from kvtrie.prefix_tree.errors import InputError, RecordError, StoreFull
+from kvtrie.store import Store, decode_record
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarConfig:
+    """What a sidecar keeps.
+
+    Raises:
+        InputError: a size below one.
+    """
+
+    memory_bytes: int = 1 << 30
+    """Capacity of the host tier: encoded records."""
+    chunk_tokens: int = 64
+    """Tokens of every chunk, as its engines have it."""
+    store_read_seconds: float = 0.75
+    """Most time a lookup spends on the store, and the store's own deadline: twice this is below the
+    client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
+    store_key: bytes | None = field(default=None, repr=False)
+    """Seals records with a keyed MAC: records put must carry it."""
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 1 or self.chunk_tokens < 1:
+            raise InputError(
+                f"memory and chunk_tokens must be at least 1, got {self.memory_bytes} and {self.chunk_tokens}"
+            )
+
+
+@dataclass(slots=True)
+class PutOutcome:
+    """What became of the records of one put."""
+
+    stored: int = 0
+    held: int = 0
+    """Records that were there already."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """By reason: a `RecordError.reason`, or `full`."""
+    unnamed: set[bytes] = field(default_factory=set)
+    """Namespaces of accepted chunks whose namespace record is not held: the client may send it."""
+
+
+class Sidecar:
+    """The host tier, the store behind it, and the counters. Thread-safe; calls may wait for the store.
+
+    Args:
+        store: where records go behind the host tier; closed with the sidecar. None for nowhere.
+
+    Raises:
+        InputError: the store key is not of 16 to 64 bytes.
+    """
+
+    def __init__(
+        self, config: SidecarConfig | None = None, limits: Limits | None = None, store: Store | None = None
+    ) -> None:
+        self.config = config or SidecarConfig()
+        self.limits = limits or Limits()
+        self.counters = ScopeCounters()
+        self.held = RecordTree(self.config.memory_bytes, self.config.chunk_tokens, self.counters)
+        self._store = None if store is None else ScopedStore(store)
+        self._below = None if self._store is None else FallThrough(
+            self.held,
+            self._store,
+            self.config.store_key,
+            self.counters,
+            seconds=self.config.store_read_seconds,
+        )  # fmt: skip
+
+    def match(self, scope: str, namespace: bytes, tokens: bytes) -> int:
+        """Whole chunks of a prompt (int32le) that the host tier holds."""
+        self.counters.add(scope, "matches")
+        return self.held.match(scope, namespace, tokens)
+
+    def get(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[bytes]:
+        """Encoded records of the longest held prefix of `keys`, host tier first, then the store."""
+        held = self.held.get(scope, namespace, keys)
+        records: list[bytes] = []
+        room = self.limits.max_reply_bytes
+        for record in held:
+            room -= len(record.data)
+            if room < 0:
+                break
+            records.append(record.data)
+        else:
+            if self._below is not None and len(held) < len(keys):
+                last = held[-1].link if held else None
+                records += self._below.read(scope, namespace, keys[len(held) :], last, room)
+        count = self.counters.add
+        count(scope, "requests")
+        count(scope, "prompt_tokens", len(keys) * self.config.chunk_tokens)
+        count(scope, "cached_tokens", len(records) * self.config.chunk_tokens)
+        count(scope, "sent_bytes", sum(map(len, records)))
+        return records
+
+    def put(self, scope: str, records: Sequence[bytes], outcome: PutOutcome) -> None:
+        """Verifies and keeps encoded records in path order, adding to `outcome`; those kept are written behind."""
+        for data in records:
+            try:
+                record = decode_record(data, self.config.store_key)
+                stored = self.held.admit(scope, record, data)
+            except RecordError as error:
+                self._reject(scope, error.reason, outcome)
+                continue
+            except StoreFull:
+                self._reject(scope, "full", outcome)
+                continue
+            if stored:
+                outcome.stored += 1
+                self.counters.add(scope, "stored_records")
+                self.counters.add(scope, "stored_bytes", len(data))
+                if self._store is not None:
+                    self._store.offer(scope, record.namespace, record.key, data)
+            else:
+                outcome.held += 1
+                self.counters.add(scope, "held_records")
+            if record.depth and not self.held.is_named(scope, record.namespace):
+                outcome.unnamed.add(record.namespace)
+
+    def _reject(self, scope: str, reason: str, outcome: PutOutcome) -> None:
+        outcome.rejected[reason] += 1
+        self.counters.add(scope, f"rejected.{reason}")
+
+    def snapshot(self, scopes: Collection[str] | None) -> Snapshot:
+        """The tree of `scopes`, or of all, with their counters."""
+        return take_picture(self.held, scopes, self.counters.summed(scopes))
+
+    def metrics(self) -> str:
+        """Everything that is counted, for Prometheus."""
+        return render_metrics(self.held, self.counters, None if self._store is None else self._store.stats())
+
+    def store_state(self) -> str:
+        """`none`, `ok` or `unavailable`; asks the store, within its deadline."""
+        if self._store is None:
+            return "none"
+        return "ok" if self._store.is_answering() else "unavailable"
+
+    def is_usable(self) -> bool:
+        """Whether the tree answers, and its books are right at this moment."""
+        with self.held.lock:
+            tier = self.held.tier
+            return 0 <= tier.free_bytes <= tier.capacity_bytes
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Writes what waits for the store, within `timeout_seconds`, and closes it."""
+        if self._store is not None:
+            self._store.close(timeout_seconds)

@@ -1,0 +1,121 @@
+"""Whether a snapshot that came from a file or a network is one that can be rendered.
+
+`Snapshot.from_json` reads the document; this looks at every value in it, so that no reader of a
+snapshot needs to expect a text where a number belongs, a cycle, or a parent that does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.snapshot import Snapshot
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+_KEY = re.compile("(?:[0-9a-f]{2})+")
+_LARGEST = (1 << 63) - 1
+
+
+def parse_snapshot(text: str | bytes) -> Snapshot:
+    """Reads a snapshot document that nobody vouches for.
+
+    Raises:
+        InputError: it is not a snapshot, or a value in it is of the wrong type or contradicts another.
+    """
+    try:
+        snapshot = Snapshot.from_json(text)
+    # json answers a megabyte of `[` with RecursionError.
+    except RecursionError:
+        raise InputError("not a kvtrie snapshot: nested too deeply") from None
+    _check_types(snapshot, Snapshot, "snapshot")
+    _check_structure(snapshot)
+    return snapshot
+
+
+def _check_types(value: object, wanted: Any, where: str) -> None:
+    origin = get_origin(wanted)
+    if origin in (Union, UnionType):
+        kinds = get_args(wanted)
+        if value is None and NoneType in kinds:
+            return
+        others = [kind for kind in kinds if kind is not NoneType]
+        # A union of plain types only: `str | int`, `int | float`, `Something | None`.
+        if len(others) == 1:
+            _check_types(value, others[0], where)
+        elif type(value) not in others or not _is_finite(value):
+            raise _damaged(where, value)
+    elif origin is list:
+        if not isinstance(value, list):
+            raise _damaged(where, value)
+        (kind,) = get_args(wanted)
+        if kind is int:
+            if not all(type(item) is int for item in value):
+                raise _damaged(where, value)
+            return
+        for i, item in enumerate(value):
+            _check_types(item, kind, f"{where}[{i}]")
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise _damaged(where, value)
+        for name, item in value.items():
+            _check_types(item, get_args(wanted)[1], f"{where}.{name}")
+    elif isinstance(wanted, type) and is_dataclass(wanted):
+        for name, kind in _kinds(wanted).items():
+            _check_types(getattr(value, name), kind, f"{where}.{name}")
+    elif wanted is float:
+        if type(value) not in (int, float) or not _is_finite(value):
+            raise _damaged(where, value)
+    elif type(value) is not wanted or not _is_finite(value):
+        raise _damaged(where, value)
+
+
+@lru_cache(maxsize=16)
+def _kinds(of: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(of)
+    return {f.name: hints[f.name] for f in fields(of)}
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value) and abs(value) <= _LARGEST
+    return not isinstance(value, int) or abs(value) <= _LARGEST
+
+
+def _check_structure(snapshot: Snapshot) -> None:
+    for i, namespace in enumerate(snapshot.namespaces):
+        if not _DIGEST.fullmatch(namespace.digest):
+            raise _damaged(f"namespaces[{i}].digest", namespace.digest)
+        if int(namespace.fields["chunk_tokens"]) < 1:
+            raise _damaged(f"namespaces[{i}].fields.chunk_tokens", namespace.fields["chunk_tokens"])
+    depths: dict[int, int] = {}
+    for i, node in enumerate(snapshot.nodes):
+        where = f"nodes[{i}]"
+        if node.id in depths:
+            raise _damaged(f"{where}.id", node.id)
+        if not 0 <= node.namespace < len(snapshot.namespaces):
+            raise _damaged(f"{where}.namespace", node.namespace)
+        if node.parent is not None and node.parent not in depths:
+            raise _damaged(f"{where}.parent", node.parent)
+        above = 0 if node.parent is None else depths[node.parent]
+        # Without its parent a chunk of a store may be at any depth.
+        if node.depth < 1 or (node.parent is not None and node.depth != above + 1):
+            raise _damaged(f"{where}.depth", node.depth)
+        if not _KEY.fullmatch(node.key):
+            raise _damaged(f"{where}.key", node.key)
+        if len(node.tokens) != snapshot.namespaces[node.namespace].fields["chunk_tokens"]:
+            raise _damaged(f"{where}.tokens", f"{len(node.tokens)} tokens")
+        if min(node.tokens) < 0 or max(node.tokens) > 0x7FFFFFFF:
+            raise _damaged(f"{where}.tokens", "a token id outside 0..2147483647")
+        depths[node.id] = node.depth
+
+
+def _damaged(where: str, value: object) -> InputError:
+    # ascii(): the value is from outside, and an error is one line without control characters.
+    shown = ascii(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return InputError(f"damaged kvtrie snapshot: {ascii(where)[1:-1]} is {shown}")

@@ -1,0 +1,120 @@
+"""The longest prefix of a prompt that a snapshot holds: `PrefixTree.match`, over a picture of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatch:
+    """How far one namespace, and what it may read, holds a prompt."""
+
+    namespace: int
+    """Index into `Snapshot.namespaces`."""
+    path: tuple[NodeView, ...]
+    """Resident chunks all of whose tokens match, first chunk first."""
+    partial_tokens: int
+    """Leading tokens of one more resident chunk that match."""
+    awaits: tuple[NodeView, ...]
+    """Chunks of the prompt beyond `path` that are being computed."""
+    closest: NodeView | None
+    """The chunk after `path` and `awaits` that shares most tokens with the rest of the prompt, or None."""
+    closest_tokens: int
+    """How many it shares."""
+    chunk_tokens: int
+
+    @property
+    def whole_tokens(self) -> int:
+        """Tokens in `path`."""
+        return len(self.path) * self.chunk_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Matched tokens: whole chunks and the partial one."""
+        return self.whole_tokens + self.partial_tokens
+
+
+class SnapshotIndex:
+    """A snapshot's nodes by parent. Complete when constructed; changes nothing."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._children: dict[tuple[int | None, int], list[NodeView]] = {}
+        for node in snapshot.nodes:
+            # A chunk whose parent a store lacks is nobody's child: no prompt reaches it.
+            if node.parent is not None or node.depth == 1:
+                self._children.setdefault((node.parent, node.namespace), []).append(node)
+
+    def children(self, parent: NodeView | None, namespace: int) -> list[NodeView]:
+        """Children of `parent` (of the root for None) that belong to a namespace."""
+        return self._children.get((None if parent is None else parent.id, namespace), [])
+
+    def match(self, tokens: Sequence[int], namespace: int, readable: Iterable[int] = ()) -> StoredMatch:
+        """The longest match of `tokens` that a request in `namespace` gets.
+
+        Paths of `readable` namespaces count, and so do the namespace's own continuations of them.
+        """
+        best = self._descend(tokens, namespace, [])
+        for shared in readable:
+            if shared == namespace:
+                continue
+            through = self._descend(tokens, shared, [])
+            found = [through]
+            for depth in range(1, len(through.path) + 1):
+                if self.children(through.path[depth - 1], namespace):
+                    found.append(self._descend(tokens, namespace, list(through.path[:depth])))
+            best = max([best, *found], key=reach)
+        return best
+
+    def _descend(self, tokens: Sequence[int], namespace: int, path: list[NodeView]) -> StoredMatch:
+        chunk_tokens = int(self.snapshot.namespaces[namespace].fields["chunk_tokens"])
+        awaits: list[NodeView] = []
+        while True:
+            start = (len(path) + len(awaits)) * chunk_tokens
+            chunk = list(tokens[start : start + chunk_tokens])
+            above = awaits[-1] if awaits else path[-1] if path else None
+            children = self.children(above, namespace)
+            child = next((child for child in children if child.tokens == chunk), None)
+            if child is None:
+                break
+            if awaits or not child.tiers:
+                if not child.pending:
+                    break
+                awaits.append(child)
+            else:
+                path.append(child)
+        deepest = path[-1] if path else None
+        waiting = tokens[len(path) * chunk_tokens :][:chunk_tokens]
+        resident = [child for child in self.children(deepest, namespace) if child.tiers]
+        partial = max((common_tokens(child.tokens, waiting) for child in resident), default=0)
+        # Among equally close ones the hottest says most about what others send.
+        closest = max(
+            children, key=lambda child: (common_tokens(child.tokens, chunk), child.hits), default=None
+        )
+        return StoredMatch(
+            namespace=namespace,
+            path=tuple(path),
+            partial_tokens=partial,
+            awaits=tuple(awaits),
+            closest=closest,
+            closest_tokens=0 if closest is None else common_tokens(closest.tokens, chunk),
+            chunk_tokens=chunk_tokens,
+        )
+
+
+def reach(match: StoredMatch) -> tuple[int, int]:
+    """What makes one match better than another: tokens matched, then chunks on their way."""
+    return match.tokens, len(match.awaits)
+
+
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    shared = 0
+    for left, right in zip(one, other):
+        if left != right:
+            break
+        shared += 1
+    return shared
