@@ -1,0 +1,188 @@
+"""Outputs equal the uncached model's, family by family: tokens by HF's own generate, logits within 1e-5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from kvtrie.api import PrefixCachedModel, Sampling
+from kvtrie.prefix_tree import InputError
+from transformers import PreTrainedModel
+
+from tests.api.models import CONFIGS, left_padded, prompts, tiny_model
+
+CHUNK = 16
+NEW = 12
+LOGITS = {"return_dict_in_generate": True, "output_logits": True}
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def cached(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrefixCachedModel]:
+    monkeypatch.setenv("KVTRIE_CHECK", "1")
+    with PrefixCachedModel(model, memory=200 * chunk_bytes(model), chunk_tokens=CHUNK) as wrapper:
+        yield wrapper
+        wrapper.check()
+        assert wrapper.stats()["device"]["pending_bytes"] == 0
+        assert not wrapper.engine.memory.tree.leases
+
+
+def chunk_bytes(model: PreTrainedModel) -> int:
+    from kvtrie.api.model_facts import model_facts
+
+    return model_facts(model).chunk_shape(CHUNK).chunk_bytes
+
+
+def same_as_uncached(
+    cached: PrefixCachedModel, rows: list[list[int]], tolerance: float = 1e-5, **arguments: Any
+) -> Any:
+    """Runs both; compares tokens, and each step's logits where rows still agree on what was generated."""
+    batch = left_padded(rows)
+    torch.manual_seed(11)
+    expected = cached.model.generate(**batch, max_new_tokens=NEW, **LOGITS, **arguments)
+    torch.manual_seed(11)
+    found = cached.generate(**batch, max_new_tokens=NEW, **LOGITS, **arguments)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert len(found.logits) == len(expected.logits)
+    for ours, theirs in zip(found.logits, expected.logits):
+        scale = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale)
+    return found
+
+
+def test_uneven_batches_cold_partially_warm_and_warm(cached: PrefixCachedModel) -> None:
+    rows = prompts([5, 70, 33, 1, CHUNK, CHUNK + 1], shared=24)
+    same_as_uncached(cached, rows)
+    before = cached.stats()["cached_tokens"]
+    same_as_uncached(cached, [row + [7, 8, 9] for row in rows])
+    assert cached.stats()["cached_tokens"] > before
+    same_as_uncached(cached, rows)
+
+
+def test_after_eviction(cached: PrefixCachedModel) -> None:
+    rows = prompts([90, 60], shared=40)
+    same_as_uncached(cached, rows)
+    memory = cached.engine.memory
+    with cached.engine.lock:
+        held = memory.take("tenant:default", memory.pool.slots - 2)
+        assert held is not None, "everything unheld can be evicted"
+        memory.give("tenant:default", held)
+    assert cached.stats()["evictions"] > 0
+    same_as_uncached(cached, rows)
+
+
+def test_beams(cached: PrefixCachedModel) -> None:
+    rows = prompts([41, 19, 70], shared=17)
+    for _ in range(2):
+        same_as_uncached(cached, rows, num_beams=4, num_return_sequences=2)
+
+
+def test_seeded_sampling(cached: PrefixCachedModel) -> None:
+    rows = prompts([41, 19, 70], shared=17)
+    for _ in range(2):
+        same_as_uncached(cached, rows, do_sample=True, temperature=1.3, top_k=30, num_return_sequences=3)
+
+
+def test_assisted_decoding(cached: PrefixCachedModel) -> None:
+    row = prompts([8])[0] * 4
+    for _ in range(2):
+        same_as_uncached(cached, [row], prompt_lookup_num_tokens=4)
+
+
+def test_continuous_batching_and_preemption(cached: PrefixCachedModel) -> None:
+    """The serving loop, in a pool that holds about two of the five sequences at once."""
+    rows = prompts([90, 75, 130, 60, 33], shared=20)
+    with PrefixCachedModel(
+        cached.model, memory=16 * chunk_bytes(cached.model), chunk_tokens=CHUNK
+    ) as small:
+        completions = [small.submit(row, max_new_tokens=NEW, eos=()) for row in rows]
+        small.engine.run()
+        for row, completion in zip(rows, completions):
+            assert completion.error is None
+            assert completion.tokens == greedy_tokens(cached.model, row, NEW)
+        assert small.stats()["preemptions"] > 0
+        small.check()
+        assert not small.engine.memory.tree.leases
+
+
+def test_prompts_in_pieces_and_requests_that_join_later(cached: PrefixCachedModel) -> None:
+    from kvtrie.api import EngineConfig
+
+    rows = prompts([90, 75, 90, 60], shared=50)
+    with PrefixCachedModel(
+        cached.model, memory=200 * chunk_bytes(cached.model), chunk_tokens=CHUNK, engine=EngineConfig(step_tokens=23)
+    ) as wrapper:
+        completions = []
+        for row in rows:
+            completions.append(wrapper.submit(row, max_new_tokens=NEW, eos=()))
+            wrapper.engine.step()
+            wrapper.engine.step()
+        wrapper.engine.run()
+        for row, completion in zip(rows, completions):
+            assert completion.tokens == greedy_tokens(cached.model, row, NEW)
+
+
+def greedy_tokens(model: PreTrainedModel, row: list[int], count: int) -> list[int]:
+    output = model.generate(torch.tensor([row]), max_new_tokens=count, do_sample=False, eos_token_id=None)
+    found: list[int] = output[0, len(row) :].tolist()
+    return found
+
+
+def test_one_wrong_cached_token_is_seen_by_the_logits(cached: PrefixCachedModel) -> None:
+    """The negative control: swap one cached token's KV for another's, and the check above must fail."""
+    rows = prompts([60])
+    same_as_uncached(cached, rows)
+    pool = cached.engine.memory.pool
+    wrong = next(cached.engine.memory.tree.walk())
+    residence = wrong.at[0]
+    assert residence is not None
+    assert isinstance(residence.handle, int)
+    for tensor in (pool.k, pool.v):
+        tensor[:, :, residence.handle, 5] = tensor[:, :, residence.handle, 9]
+    with pytest.raises(AssertionError):
+        same_as_uncached(cached, rows)
+
+
+def test_engine_sampling_is_repeatable_whatever_is_in_the_batch(cached: PrefixCachedModel) -> None:
+    row, *others = prompts([50, 20, 64])
+    sampling = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=3)
+    alone = cached.submit(row, max_new_tokens=NEW, sampling=sampling, eos=())
+    cached.engine.run()
+    together = [cached.submit(r, max_new_tokens=NEW, sampling=sampling, eos=()) for r in (*others, row)]
+    cached.engine.run()
+    assert together[-1].tokens == alone.tokens
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt_bigcode-mqa", "gpt_neox", "qwen3"])
+def test_bf16_logits_are_within_its_rounding(family: str) -> None:
+    """Both are compared with the same weights in fp32: ours may be no further off than 1.5x the uncached model."""
+    model = tiny_model(family, torch.bfloat16)
+    exact = tiny_model(family, torch.bfloat16).float()
+    batch = left_padded(prompts([40, 77, 23], shared=20))
+    truth = exact.generate(**batch, max_new_tokens=1, **LOGITS).logits[0]
+    theirs = model.generate(**batch, max_new_tokens=1, **LOGITS).logits[0].float()
+    with PrefixCachedModel(model, memory="8MiB", chunk_tokens=CHUNK) as cached:
+        for _ in range(2):
+            ours = cached.generate(**batch, max_new_tokens=1, **LOGITS).logits[0].float()
+            error, reference = (ours - truth).abs().max(), (theirs - truth).abs().max()
+            assert error <= 1.5 * reference + 2**-8 * truth.abs().max()
+
+
+def test_wrapped_model_is_left_as_it_was(model: PreTrainedModel) -> None:
+    ids = torch.tensor(prompts([30]))
+    before, name = model(ids).logits, model.config._attn_implementation
+    with PrefixCachedModel(model, memory=100 * chunk_bytes(model), chunk_tokens=CHUNK) as cached:
+        cached.generate(ids, max_new_tokens=4)
+        assert torch.equal(model(ids).logits, before), "direct calls keep their own attention"
+        assert model.config._attn_implementation == name
+    assert torch.equal(model(ids).logits, before)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    with pytest.raises(InputError, match="closed"):
+        cached.generate(ids)
