@@ -16,11 +16,11 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, Tombs
 FieldValue = str | int
 
 VERDICTS = {
+    "short": "the prompt is shorter than one chunk: only whole chunks are stored, it can but copy from one",
     "hit": "all but the last token are cached; the last is always computed",
-    "short": "the prompt is shorter than one chunk, and only whole chunks are stored",
     "tail": "every whole chunk is cached; the rest does not fill one, and only whole chunks are stored",
     "computing": "the next chunk is being computed right now by another request",
-    "evicted": "the next chunk was cached, and was evicted",
+    "evicted": "the prompt went on in the cache, and that was evicted",
     "gap": "later chunks are stored, but one before them is missing, so none of them can be reached",
     "namespace": "the tokens are cached under another namespace, whose keys and values are not this one's",
     "empty": "nothing is cached in this scope",
@@ -226,8 +226,8 @@ class _Inquiry:
         length, chunk_tokens = len(self._tokens), self._chunk_tokens(best)
         holds_something = {node.namespace for node in self._snapshot.nodes} & set(matches)
         for verdict, holds in (
-            ("hit", length > 1 and matched >= length - 1),
             ("short", length < chunk_tokens),
+            ("hit", length > 1 and matched >= length - 1),
             ("tail", best is not None and len(best.path) == length // chunk_tokens),
             ("computing", best is not None and bool(best.awaits)),
             ("evicted", eviction is not None),
@@ -323,15 +323,16 @@ class _Inquiry:
 
     def _elsewhere(self, matches: Mapping[int, StoredMatch], request: int | None) -> list[Elsewhere]:
         found = []
+        matched = 0 if request is None else matches[request].tokens
         for i, match in matches.items():
             if i == request:
                 continue
             differences = self._differences(request, self._snapshot.namespaces[i])
-            if differences:
+            # Less than a chunk that is no more than here says nothing: many prompts start alike.
+            if differences and (match.path or match.tokens > matched):
                 other = self._snapshot.namespaces[i]
                 found.append(Elsewhere(other.digest, other.scope, match.tokens, differences))
-        holding = [other for other in found if other.matched_tokens]
-        return sorted(holding, key=lambda other: (-other.matched_tokens, other.digest))
+        return sorted(found, key=lambda other: (-other.matched_tokens, other.digest))
 
     def _differences(self, request: int | None, other: NamespaceView) -> list[FieldDifference]:
         """Fields in which the request's namespace differs; scope and salt only between foreign scopes."""

@@ -15,8 +15,8 @@ from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
 def only_scope(snapshot: Snapshot, scope: str) -> Snapshot:
     """What one scope holds, and the chunks of shared scopes that its paths run through.
 
-    Figures that depend on other scopes are left out: a tier's bytes are the scope's own and its capacity
-    and free bytes are 0 (unknown), counters are gone, tombstones are the scope's.
+    Figures that depend on other scopes are left out: what others use of a tier counts as free, as in a
+    sidecar's picture for one tenant; counters are gone, and tombstones are the scope's.
     """
     own = {i for i, namespace in enumerate(snapshot.namespaces) if namespace.scope == scope}
     kept = _with_ancestors(snapshot, lambda node: node.namespace in own)
@@ -68,13 +68,15 @@ def _with_ancestors(snapshot: Snapshot, wanted: Callable[[NodeView], bool]) -> l
 
 
 def _own_share(tier: TierView, scope: str, kept: list[NodeView]) -> TierView:
-    booked = tier.scopes.get(scope, {"used_bytes": 0, "pending_bytes": 0})
+    booked = {"used_bytes": 0, "pending_bytes": 0, **tier.scopes.get(scope, {})}
+    used, pending = booked["used_bytes"], booked["pending_bytes"]
     return TierView(
         name=tier.name,
-        capacity_bytes=0,
-        used_bytes=booked.get("used_bytes", 0),
-        pending_bytes=booked.get("pending_bytes", 0),
-        free_bytes=0,
+        capacity_bytes=tier.capacity_bytes,
+        used_bytes=used,
+        pending_bytes=pending,
+        # A store's capacity is not known: it is 0, and so is what is free of it.
+        free_bytes=max(0, tier.capacity_bytes - used - pending),
         chunks=sum(1 for node in kept if tier.name in node.tiers),
         scopes={scope: booked} if scope in tier.scopes else {},
     )

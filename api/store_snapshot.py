@@ -15,11 +15,12 @@ from dataclasses import dataclass, fields
 from itertools import islice
 
 import numpy as np
+from xxhash import xxh3_128_digest
+
 from kvtrie.prefix_tree.errors import RecordError
 from kvtrie.prefix_tree.namespace import Namespace
 from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, TierView
 from kvtrie.store import Record, Store, decode_namespace, decode_record
-from xxhash import xxh3_128_digest
 
 UNKNOWN = "unknown"
 """Every text field of a namespace whose own record the store lacks."""

@@ -117,6 +117,7 @@ class PrefixTree:
         one token to compute. Changes nothing.
         """
         best = self._match_from(root, root, [], root.key, tokens)
+        awaits = best.awaits
         for shared in readable:
             if shared is root:
                 continue
@@ -126,12 +127,16 @@ class PrefixTree:
                 if node.grafts is not None and root in node.grafts:
                     key = self.chain_key(root.key, tokens, depth)
                     candidates.append(self._match_from(root, node, through.path[:depth], key, tokens))
-            longest = max(candidates, key=_reach)
-            if _reach(longest) > _reach(best):
-                best = longest
-        if best.node.root is not root and best.path:
+            for found in candidates:
+                if found.cached_tokens > best.cached_tokens:
+                    best = found
+                if found.awaits is not None and (awaits is None or found.awaits.depth > awaits.depth):
+                    awaits = found.awaits
+        if best.node.root is not root:
             best.chain_key = self.chain_key(root.key, tokens, len(best.path))
         best.root = root
+        # Also where another way has more cached now: what is being computed must not be claimed again.
+        best.awaits = awaits if awaits is not None and awaits.depth > len(best.path) else None
         return best
 
     def chain_key(self, namespace: bytes, tokens: bytes, chunks: int) -> bytes:
@@ -200,7 +205,7 @@ class PrefixTree:
             KeyError: the lease has ended already.
         """
         self.leases.remove(lease)
-        self._touch(lease.node)
+        self._touch(lease.node, lease.held)
         self._unhold(lease.held)
 
     def pin(self, node: Node, name: str = "", expires_at: float | None = None) -> Pin:
@@ -245,8 +250,8 @@ class PrefixTree:
         return sum(max((r.size_bytes for r in node.at if r is not None), default=0) for node in nodes)
 
     def _hold(self, node: Node) -> list[Residence]:
-        self._touch(node)
         held = residences_to_hold(node)
+        self._touch(node, held)
         for residence in held:
             residence.holds += 1
         return held
@@ -256,12 +261,12 @@ class PrefixTree:
             residence.holds -= 1
             self.tiers[residence.tier].settle(residence)
 
-    def _touch(self, node: Node) -> None:
+    def _touch(self, node: Node, held: list[Residence]) -> None:
+        # Of a path that ends in a lower tier, the upper tiers' part is in use too.
         self._tick += 1
         node.last_used_at = self.clock()
-        for residence in node.at:
-            if residence is not None:
-                residence.last_use = self._tick
+        for residence in held:
+            residence.last_use = self._tick
 
     # ---- growing
 
@@ -398,7 +403,12 @@ class PrefixTree:
         self._detach_if_empty(node)
 
     def _detach_if_empty(self, node: Node) -> None:
-        if node.is_resident or node.claim is not None or node.children or node.grafts:
+        if node.is_resident or node.claim is not None:
+            return
+        if node.children or node.grafts:
+            # Somebody else stored a claimed chunk, and it has gone before the claimant came to it: what is
+            # pending below says who is to compute it after all.
+            node.claim = node.all_children()[0].claim
             return
         parent = node.parent
         assert parent is not None
@@ -407,7 +417,3 @@ class PrefixTree:
         parent.last_used_at = max(parent.last_used_at, node.last_used_at)
         if self._index.get(node.key) is node:
             del self._index[node.key]
-
-
-def _reach(match: Match) -> tuple[int, int]:
-    return match.cached_tokens, 0 if match.awaits is None else match.awaits.depth

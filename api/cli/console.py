@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
-_NAMED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escaped(text: str) -> str:
     """`text` on one line, without anything a terminal would obey.
 
     Control characters, bidirectional overrides, lone surrogates and line separators become backslash
-    escapes; a backslash or double quote of the text itself is escaped too, so that the result is unambiguous.
+    escapes; a backslash of the text itself is doubled, so that the result is unambiguous.
     """
     return "".join(
         _NAMED[char] if char in _NAMED else char if char.isprintable() else _hex(char) for char in text
     )
+
+
+def quoted(text: str) -> str:
+    """`escaped` in double quotes, those of the text itself escaped too."""
+    return '"' + escaped(text).replace('"', '\\"') + '"'
 
 
 def shortened(text: str, width: int) -> str:
@@ -26,12 +32,8 @@ def shortened(text: str, width: int) -> str:
 
 def name_text(name: str, width: int = 60) -> str:
     """A scope, tier or pin as one word or one quoted text. Never empty."""
-    plain = escaped(name)
-    return (
-        shortened(plain, width)
-        if plain and plain == name and " " not in plain
-        else f'"{shortened(plain, width)}"'
-    )
+    is_plain = name != "" and name == escaped(name) and not set(name) & set(' "')
+    return shortened(name, width) if is_plain else quoted(shortened(name, width))
 
 
 def speaks_unicode() -> bool:
@@ -57,7 +59,7 @@ def write(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as left-aligned columns, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrie.api.cli.console import escaped, name_text, shortened
+from kvtrie.api.cli.console import escaped, name_text, quoted, shortened
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_seconds, shown_time
 from kvtrie.api.cli.token_text import Tokenizer
 from kvtrie.api.cli.tree_runs import Segment
@@ -29,7 +29,7 @@ def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48)
     # Cut before escaping: half an escape sequence would read as another text.
     text = tokenizer.decode(tokens[:PREVIEW_TOKENS])
     cut = text if len(text) <= width and len(tokens) <= PREVIEW_TOKENS else text[: width - 1] + "…"
-    return f'"{escaped(cut)}"'
+    return quoted(cut)
 
 
 def segment_text(segment: Segment, tokenizer: Tokenizer | None, width: int = 48) -> str:

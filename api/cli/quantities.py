@@ -12,21 +12,13 @@ def shown_bytes(size_bytes: int) -> str:
     """`1.5 MiB`, in powers of 1024."""
     if abs(size_bytes) < 1024:
         return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in _UNITS:
-        size /= 1024
-        if abs(size) < 1024:
-            break
-    return f"{size:.1f} {unit}"
+    power = next((i for i in range(1, len(_UNITS)) if abs(size_bytes) < 1024 ** (i + 1)), len(_UNITS))
+    return f"{size_bytes / 1024**power:.1f} {_UNITS[power - 1]}"
 
 
 def shown_seconds(seconds: float) -> str:
     """`5 min`: whole units of the largest that fits."""
-    if abs(seconds) < 1:
-        return "0 s"
-    for length, unit in _SPANS:
-        if abs(seconds) >= length:
-            break
+    length, unit = next((span for span in _SPANS if abs(seconds) >= span[0]), _SPANS[-1])
     return f"{seconds / length:.0f} {unit}"
 
 
@@ -42,8 +34,3 @@ def shown_time(unix_seconds: float) -> str:
 def shown_count(count: int, noun: str) -> str:
     """`1 chunk`, `2 chunks`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def shown_capacity(size_bytes: int) -> str:
-    """Bytes, or `unknown`: a tier that cannot tell its capacity says 0."""
-    return shown_bytes(size_bytes) if size_bytes else "unknown"

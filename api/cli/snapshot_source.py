@@ -76,16 +76,12 @@ def store_url(text: str) -> str:
 
 
 def _from_sidecar(url: str, key: str | None) -> Snapshot:
-    reply = http_get(url, "/v1/tree", api_key=key, timeout_seconds=TIMEOUT_SECONDS)
+    reply = http_get(url, "/v1/tree", api_key=key, deadline_seconds=TIMEOUT_SECONDS)
     if reply.status in (401, 403):
-        raise AccessDenied(
-            f"the sidecar at {url} refused "
-            + ("the API key" if key else "a request without an API key; pass --api-key or set KVTRIE_API_KEY")
-        )
+        refused = "the API key" if key else "a request without a key: pass --api-key, or set KVTRIE_API_KEY"
+        raise AccessDenied(f"the sidecar at {url} refused {refused}")
     if reply.status != 200:
-        raise StoreUnavailable(
-            f"{url} answered GET /v1/tree with HTTP {reply.status}; is it a kvtrie sidecar?"
-        )
+        raise StoreUnavailable(f"{url} answered HTTP {reply.status} to GET /v1/tree: is it a kvtrie sidecar?")
     return parse_snapshot(reply.body)
 
 

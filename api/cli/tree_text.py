@@ -76,7 +76,8 @@ def _totals(shown: Snapshot, whole: Snapshot) -> Iterator[str]:
         held = [node.tiers[tier.name] for node in shown.nodes if tier.name in node.tiers]
         of = f" of {shown_bytes(tier.capacity_bytes)}" if tier.capacity_bytes else ""
         reserved = f", {shown_bytes(tier.pending_bytes)} pending" if tier.pending_bytes else ""
-        yield f"  {name_text(tier.name)}: {shown_bytes(sum(held))}{of} in {shown_count(len(held), 'chunk')}{reserved}"
+        where = shown_count(len(held), "chunk")
+        yield f"  {name_text(tier.name)}: {shown_bytes(sum(held))}{of} in {where}{reserved}"
     stones = len(shown.tombstones)
     yield f"  {shown_count(stones, 'tombstone')}: {shown_bytes(stones * TOMBSTONE_BYTES)}"
     corrupt = shown.counters.get("store.corrupt", 0)

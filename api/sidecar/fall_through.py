@@ -115,7 +115,7 @@ class FallThrough:
                     return None
                 parent = decode_record(data, self._store_key)
                 if parent.depth != depth - 1:
-                    raise RecordError("depth", f"a parent at depth {parent.depth} of a chunk at depth {depth}")
+                    raise RecordError("depth", f"a parent at depth {parent.depth}, expected {depth - 1}")
                 above.append((parent, data))
                 depth, key = parent.depth, parent.parent_key
         for parent, data in reversed(above):

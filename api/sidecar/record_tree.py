@@ -108,7 +108,7 @@ class RecordTree:
             return len(path)
 
     def get(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[HeldRecord]:
-        """The longest held prefix of `keys`, each the child of the one before; the first may be at any depth."""
+        """The longest held prefix of `keys`, each a child of the one before; the first at any depth."""
         with self.lock:
             home = self._homes.get((scope, namespace))
             if home is None:
@@ -187,8 +187,9 @@ class RecordTree:
             raise RecordError("length", f"namespace record of {len(data)} bytes")
         fields = decode_namespace(record)
         if fields["chunk_tokens"] != self.tree.chunk_tokens:
+            kept = self.tree.chunk_tokens
             raise RecordError(
-                "shape", f"chunks of {fields['chunk_tokens']} tokens, this sidecar keeps {self.tree.chunk_tokens}"
+                "shape", f"chunks of {fields['chunk_tokens']} tokens, this sidecar keeps {kept}"
             )
         home = self._homes.get((scope, record.namespace))
         if home is not None and home.record is not None:

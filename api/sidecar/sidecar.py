@@ -109,7 +109,7 @@ class Sidecar:
         return records
 
     def put(self, scope: str, records: Sequence[bytes], outcome: PutOutcome) -> None:
-        """Verifies and keeps encoded records in path order, adding to `outcome`; those kept are written behind."""
+        """Verifies and keeps encoded records, in path order, and writes them behind; adds to `outcome`."""
         for data in records:
             try:
                 record = decode_record(data, self.config.store_key)

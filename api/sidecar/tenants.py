@@ -154,7 +154,7 @@ class _Reader:
             reads, writes = self._names(table, place, "reads"), self._names(table, place, "writes")
             # What a put is answered tells what the scope holds: a writer is a reader.
             if writes - reads:
-                raise self._wrong(place, f"writes {sorted(writes - reads)} without reading: list it in reads too")
+                raise self._wrong(place, f"writes {sorted(writes - reads)} without reading: add to reads")
             self._add(table, place, Caller(name, f"tenant:{name}", reads, writes))
         return Tenants(self._callers)
 

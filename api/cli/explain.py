@@ -1,0 +1,86 @@
+"""`kvtrie explain`: why a prompt missed, or how much of it hit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from kvtrie.api.cli.console import write
+from kvtrie.api.cli.expected_fields import read_expected
+from kvtrie.api.cli.explanation_text import explanation_text
+from kvtrie.api.cli.prompt_tokens import Prompt, add_prompt_arguments, read_prompt
+from kvtrie.api.cli.scope_name import shared_scope, tenant_scope
+from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
+from kvtrie.api.explanation import VERDICTS, Explanation, Question, explain
+from kvtrie.prefix_tree.errors import InputError
+
+HELP = "say why a prompt missed the cache, or how much of it hit"
+FORMAT = "kvtrie-explanation"
+VERSION = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `explain`."""
+    add_source_arguments(parser)
+    add_prompt_arguments(parser)
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--scope", metavar="NAME", help="whose request it is: tenant:acme, or acme")
+    parser.add_argument(
+        "--shared", metavar="NAME", action="append", default=[], help="a shared scope it may read; repeatable"
+    )
+    parser.add_argument(
+        "--namespace-json", metavar="FILE", help="the request's namespace, as in a JSON dump's `fields`"
+    )
+    parser.add_argument(
+        "--expect",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="one field of the request's namespace, e.g. kv_dtype=bfloat16; repeatable",
+    )
+    parser.epilog = "verdicts: " + "; ".join(f"{verdict}: {meaning}" for verdict, meaning in VERDICTS.items())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the explanation."""
+    prompt = read_prompt(args)
+    expected = read_expected(args.namespace_json, args.expect)
+    snapshot = read_snapshot(args)
+    scope = None if args.scope is None else tenant_scope(snapshot, args.scope)
+    named = expected.pop("scope", None)
+    if scope is not None and named is not None and scope != named:
+        raise InputError(f"--scope is {scope!a}, but the expected namespace has scope {named!a}")
+    question = Question(
+        scope=scope if scope is not None or named is None else str(named),
+        shared_scopes=[shared_scope(snapshot, name) for name in args.shared],
+        expected=expected,
+    )
+    found = explain(snapshot, prompt.tokens, question)
+    hint = None
+    if prompt.otherwise is not None:
+        other = explain(snapshot, prompt.otherwise, question)
+        if other.cached_tokens > found.cached_tokens:
+            hint = _special_token_hint(other.cached_tokens, args.no_special_tokens)
+    if args.format == "json":
+        write(json.dumps(_document(found, prompt, hint)))
+    else:
+        write(explanation_text(found, prompt.tokenizer, hint))
+    return 0
+
+
+def _special_token_hint(cached_tokens: int, without: bool) -> str:
+    how = "with the tokenizer's special tokens" if without else "without special tokens"
+    what = "leave out" if without else "pass"
+    return f"{how} the same text has {cached_tokens} cached tokens: {what} --no-special-tokens"
+
+
+def _document(found: Explanation, prompt: Prompt, hint: str | None) -> dict[str, Any]:
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(found), "hint": hint}
+    document["meaning"] = VERDICTS[found.verdict]
+    if found.divergence is not None and prompt.tokenizer is not None:
+        for name in ("before", "prompt", "stored"):
+            tokens = getattr(found.divergence, name)
+            document["divergence"][f"{name}_text"] = prompt.tokenizer.decode(tokens)
+    return document

@@ -1,0 +1,67 @@
+"""`kvtrie sidecar`: a cache process for the model servers of one host."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+HELP = "run a cache process for the model servers of this host"
+DEFAULT_LISTEN = "http://127.0.0.1:7070"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.add_argument(
+        "--listen",
+        action="append",
+        metavar="URL",
+        help=f"http://host:port or unix:///path[?mode=660]; may be repeated (default: {DEFAULT_LISTEN})",
+    )
+    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="of this host (default: 1GiB)")
+    parser.add_argument(
+        "--chunk-tokens", type=int, default=64, metavar="N", help="as the engines have it (default: 64)"
+    )
+    parser.add_argument(
+        "--store", metavar="URL", help="store behind the memory, e.g. redis://127.0.0.1:6379/0"
+    )
+    parser.add_argument(
+        "--tenants", type=Path, metavar="FILE", help="who may do what (default: one open tenant, on loopback)"
+    )
+    parser.epilog = "KVTRIE_STORE_KEY (16 to 64 bytes): records must carry a MAC with this key."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT."""
+    # The server's packages are needed by this command only.
+    from kvtrie.api.byte_size import parse_bytes
+    from kvtrie.api.sidecar.address import parse_address
+    from kvtrie.api.sidecar.listeners import Listener, check_addresses
+    from kvtrie.api.sidecar.serving import serve
+    from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
+    from kvtrie.api.sidecar.tenants import Tenants, load_tenants
+    from kvtrie.prefix_tree.errors import InputError
+    from kvtrie.store import open_store
+    from kvtrie.store.record import STORE_KEY_BYTES
+
+    store_key = os.environ.get("KVTRIE_STORE_KEY", "").encode() or None
+    if store_key is not None and len(store_key) not in STORE_KEY_BYTES:
+        raise InputError(f"KVTRIE_STORE_KEY has {len(store_key)} bytes, it must have 16 to 64")
+    config = SidecarConfig(
+        memory_bytes=parse_bytes(args.memory), chunk_tokens=args.chunk_tokens, store_key=store_key
+    )
+    addresses = [parse_address(text) for text in args.listen or [DEFAULT_LISTEN]]
+    tenants = Tenants() if args.tenants is None else load_tenants(args.tenants)
+    check_addresses(addresses, with_tenants=not tenants.is_open)
+    store = None if args.store is None else open_store(args.store, deadline_seconds=config.store_read_seconds)
+
+    def announce(listeners: list[Listener]) -> None:
+        for listener in listeners:
+            print(f"kvtrie sidecar: listening on {listener.shown}", flush=True)
+
+    sidecar = Sidecar(config, store=store)
+    try:
+        serve(sidecar, tenants, addresses, announce)
+    finally:
+        sidecar.close()
+    return 0

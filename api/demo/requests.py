@@ -1,0 +1,60 @@
+"""What the demo asks: system prompts by tenant and users' messages, shipped or from a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvtrie.prefix_tree.errors import InputError
+
+PROMPTS = Path(__file__).parent / "prompts"
+"""`<tenant>.md` and `requests.jsonl`; in the repository a link to `examples/prompts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One user's message to one tenant's assistant."""
+
+    tenant: str
+    system: str
+    user: str
+
+    def text(self) -> str:
+        """The prompt: the system prompt first, so that a tenant's requests share it."""
+        return f"<|system|>\n{self.system}\n<|user|>\n{self.user}\n<|assistant|>\n"
+
+
+def shipped_requests() -> list[ChatRequest]:
+    """The requests that come with kvtrie, in arrival order."""
+    lines = (PROMPTS / "requests.jsonl").read_text(encoding="utf-8").splitlines()
+    requests = []
+    for line in lines:
+        said = json.loads(line)
+        system = (PROMPTS / f"{said['tenant']}.md").read_text(encoding="utf-8")
+        requests.append(ChatRequest(said["tenant"], system, said["user"]))
+    return requests
+
+
+def read_requests(path: Path) -> list[ChatRequest]:
+    """Requests of a JSONL file of `{"tenant", "system", "user"}`.
+
+    Raises:
+        InputError: names the line that is not such an object, or the file when it holds none.
+        OSError: the file cannot be read.
+    """
+    requests: list[ChatRequest] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is not JSON: {error}") from None
+        fields = ("tenant", "system", "user")
+        if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in fields):
+            raise InputError(f"{path} line {number} must be an object with the texts tenant, system and user")
+        requests.append(ChatRequest(*(said[name] for name in fields)))
+    if not requests:
+        raise InputError(f"{path} holds no requests; each line is an object with tenant, system and user")
+    return requests

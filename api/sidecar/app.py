@@ -1,0 +1,155 @@
+"""The sidecar's routes: parse, call, reply. `docs/sidecar.md` has each with a command."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from kvtrie.api.sidecar.guard import Guard
+from kvtrie.api.sidecar.metrics import CONTENT_TYPE
+from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
+from kvtrie.api.sidecar.tenants import Caller, Tenants
+from kvtrie.api.sidecar.wire import FrameReader, frame_header, framed_bytes, parse_get, parse_match
+from kvtrie.prefix_tree.errors import AccessDenied, InputError
+from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
+from kvtrie.store.record import DIGEST_BYTES
+
+SCOPE_HEADER = "Kvtrie-Scope"
+OCTETS = "application/octet-stream"
+_SEND_TOGETHER = 1 << 18
+"""Small records are sent in pieces of about this size."""
+
+
+def create_app(sidecar: Sidecar, tenants: Tenants) -> ASGIApp:
+    """The sidecar as an ASGI application; `sidecar` stays the caller's to close."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    limits, chunk_tokens = sidecar.limits, sidecar.config.chunk_tokens
+
+    def caller(request: Request) -> Caller:
+        found = tenants.authenticate(request.headers.get("authorization"))
+        if found is None:
+            raise HTTPException(
+                401,
+                "unknown API key: send the header `Authorization: Bearer KEY`",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        return found
+
+    @app.post("/v1/match")
+    async def match(request: Request) -> Response:
+        scope = caller(request).reading(request.headers.get(SCOPE_HEADER))
+        lookup = parse_match(await _body(request, DIGEST_BYTES + limits.max_tokens * TOKEN_BYTES))
+        chunks = sidecar.match(scope, lookup.namespace, lookup.rest)
+        return JSONResponse({"chunks": chunks, "tokens": chunks * chunk_tokens})
+
+    @app.post("/v1/records/get")
+    async def get(request: Request) -> Response:
+        scope = caller(request).reading(request.headers.get(SCOPE_HEADER))
+        lookup = parse_get(await _body(request, DIGEST_BYTES + limits.max_keys * KEY_BYTES))
+        records = await run_sync(sidecar.get, scope, lookup.namespace, lookup.keys)
+        length = {"Content-Length": str(framed_bytes(records))}
+        return StreamingResponse(_frames(records), headers=length, media_type=OCTETS)
+
+    @app.post("/v1/records/put")
+    async def put(request: Request) -> Response:
+        scope = caller(request).writing(request.headers.get(SCOPE_HEADER))
+        outcome, reader = PutOutcome(), FrameReader(limits.max_record_bytes)
+        async for piece in _pieces(request, limits.max_body_bytes):
+            records = reader.feed(piece)
+            if records:
+                await run_sync(sidecar.put, scope, records, outcome)
+        reader.finish()
+        return JSONResponse(
+            {
+                "stored": outcome.stored,
+                "held": outcome.held,
+                "rejected": dict(sorted(outcome.rejected.items())),
+                "unnamed": sorted(namespace.hex() for namespace in outcome.unnamed),
+            }
+        )
+
+    @app.get("/v1/tree")
+    async def tree(request: Request) -> Response:
+        visible = caller(request).visible()
+        document = await run_sync(lambda: sidecar.snapshot(visible).to_json())
+        return Response(document, media_type="application/json")
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        if not caller(request).is_admin:
+            raise AccessDenied("metrics are about all tenants: use the admin key")
+        return Response(sidecar.metrics(), headers={"Content-Type": CONTENT_TYPE})
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return JSONResponse({"live": True})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        ready = sidecar.is_usable()
+        store = await run_sync(sidecar.store_state)
+        # A store that is down makes the sidecar poorer, not unready.
+        return JSONResponse({"ready": ready, "store": store}, 200 if ready else 503)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(InputError)
+    async def unusable(_: Request, error: InputError) -> Response:
+        return JSONResponse({"error": str(error)}, 403 if isinstance(error, AccessDenied) else 400)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, error: ClientDisconnect) -> Response:
+        return JSONResponse({"error": "the client left"}, 400)
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": "internal error: see the sidecar's log"}, 500)
+
+    return Guard(app, request_seconds=limits.request_seconds, loopback_names_only=tenants.is_open)
+
+
+async def _pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it arrives, cut off with 413 at `max_bytes`; at once where its length is announced."""
+    too_large = HTTPException(413, f"the body may have at most {max_bytes} bytes", {"Connection": "close"})
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > max_bytes:
+            raise too_large
+        if piece:
+            yield piece
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    return b"".join([piece async for piece in _pieces(request, max_bytes)])
+
+
+async def _frames(records: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """`wire.frame(records)` in pieces: a large record goes out as it is, uncopied."""
+    together: list[bytes] = []
+    size = 0
+    for record in records:
+        together.append(frame_header(record))
+        if len(record) >= _SEND_TOGETHER:
+            yield b"".join(together)
+            yield record
+            together, size = [], 0
+            continue
+        together.append(record)
+        size += len(record)
+        if size >= _SEND_TOGETHER:
+            yield b"".join(together)
+            together, size = [], 0
+    if together:
+        yield b"".join(together)

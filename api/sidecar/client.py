@@ -1,0 +1,209 @@
+"""A sidecar as an engine's lower tier."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import cast
+
+import httpx
+
+from kvtrie.api.sidecar.connection import Question, SidecarConnection, probe, read_limited
+from kvtrie.api.sidecar.wire import FrameReader, Limits, frame
+from kvtrie.prefix_tree import Namespace
+from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreError, StoreUnavailable
+from kvtrie.prefix_tree.keys import KEY_BYTES
+from kvtrie.store import Store, WriteBehind
+from kvtrie.store.record import DIGEST_BYTES
+
+SHARED = "shared:"
+"""What the scope of a namespace begins with where it is a shared one."""
+_LONGEST_OUTCOME = 1 << 16
+_CLOSE_SECONDS = 2.0
+
+
+class SidecarTier:
+    """A `LowerTier` whose bytes lie in a sidecar.
+
+    A namespace whose scope is `shared:NAME` goes to that shared scope if NAME is in `shared_scopes`;
+    every other namespace goes to the tenant whose key this is.
+
+    Args:
+        url: `http://host:port` or `unix:///path`.
+        api_key: of a tenant; default KVTRIE_API_KEY. An open sidecar needs none.
+        shared_scopes: names of shared scopes to use; each must be among the tenant's `reads`.
+        deadline_seconds: over each whole call, whatever the sidecar does.
+        queue_bytes: most bytes waiting to be written.
+
+    Raises:
+        InputError: the URL or a number is malformed.
+        AccessDenied: the sidecar does not know the key, or does not let it read a shared scope. A sidecar
+            that cannot be reached is no error: it may come.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        shared_scopes: Collection[str] = (),
+        deadline_seconds: float = 2.0,
+        queue_bytes: int = 256 << 20,
+    ) -> None:
+        self._limits = Limits()
+        self._shared = frozenset(shared_scopes)
+        self._queue_bytes = queue_bytes
+        self._lock = threading.Lock()
+        self._counters: Counter[str] = Counter()
+        key = api_key if api_key is not None else os.environ.get("KVTRIE_API_KEY") or None
+        self._connection = SidecarConnection(url, key, deadline_seconds)
+        self._writer = _Writer(self._connection, self._count)
+        try:
+            self._probe()
+            # WriteBehind asks its store for nothing but `put_many`.
+            self._behind = WriteBehind(cast(Store, self._writer), max_bytes=queue_bytes)
+        except InputError:
+            self._connection.close()
+            raise
+
+    def load(self, namespace: Namespace, keys: Sequence[bytes]) -> list[bytes]:
+        """See `LowerTier.load`."""
+        if not keys:
+            return []
+        asked = keys[: self._limits.max_keys]
+
+        async def read(response: httpx.Response) -> list[bytes]:
+            reader = FrameReader(self._limits.max_record_bytes)
+            records: list[bytes] = []
+            size = 0
+            async for piece in response.aiter_raw():
+                size += len(piece)
+                records += reader.feed(piece)
+                if len(records) > len(asked) or size > 2 * self._limits.max_reply_bytes:
+                    raise InputError("more was sent than was asked for")
+            reader.finish()
+            return records
+
+        self._count("loads")
+        body = namespace.digest + b"".join(asked)
+        try:
+            records = self._connection.ask(
+                Question("POST", "/v1/records/get", body, self._scope(namespace)), read
+            )
+        except StoreError:
+            self._count("load_outages")
+            raise
+        # Access was granted at construction; that it is refused now is no fault of the request's.
+        except AccessDenied as error:
+            self._count("load_outages")
+            raise StoreUnavailable(str(error)) from error
+        self._count("loaded_records", len(records))
+        self._count("loaded_bytes", sum(map(len, records)))
+        return records
+
+    def offer(self, namespace: Namespace, key: bytes, make: Callable[[], bytes]) -> bool:
+        """See `LowerTier.offer`. Where the queue has no room for a record like the last, none is made."""
+        scope = self._scope(namespace)
+        if self._connection.is_down:
+            self._count("dropped_down")
+            return False
+        if scope in self._writer.denied:
+            self._count("dropped_denied")
+            return False
+        expected = self._writer.last_bytes.get(namespace.digest, 0)
+        if self._behind.stats().queued_bytes + expected > self._queue_bytes:
+            self._count("dropped_full")
+            return False
+        record = make()
+        if key == namespace.digest[:KEY_BYTES]:
+            self._writer.names[namespace.digest] = record
+        else:
+            self._writer.last_bytes[namespace.digest] = len(record)
+        self._writer.scopes[namespace.digest] = scope
+        return self._behind.offer(namespace.digest + key, record)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """See `LowerTier.flush`."""
+        return self._behind.flush(timeout_seconds)
+
+    def stats(self) -> Mapping[str, int | float]:
+        """See `LowerTier.stats`: loads, what became of offers, and `rejected.<reason>` of the sidecar."""
+        written = asdict(self._behind.stats())
+        with self._lock:
+            for name, count in self._counters.items():
+                written[name] = written.get(name, 0) + count
+        return written
+
+    def close(self) -> None:
+        """See `LowerTier.close`. May be called twice."""
+        self._behind.close(_CLOSE_SECONDS)
+        self._connection.close()
+
+    def _probe(self) -> None:
+        async def read(response: httpx.Response) -> bool:
+            return isinstance(json.loads(await read_limited(response, _LONGEST_OUTCOME)), dict)
+
+        try:
+            for scope in (None, *sorted(self._shared)):
+                self._connection.ask(probe(scope), read)
+        except StoreError:
+            self._count("probe_failures")
+
+    def _scope(self, namespace: Namespace) -> str | None:
+        name = namespace.scope.removeprefix(SHARED)
+        return name if name != namespace.scope and name in self._shared else None
+
+    def _count(self, name: str, amount: int = 1) -> None:
+        with self._lock:
+            self._counters[name] += amount
+
+
+class _Writer:
+    """What the write-behind queue writes to: puts over HTTP. Its keys are namespace digest + chunk key."""
+
+    def __init__(self, connection: SidecarConnection, count: Callable[[str, int], None]) -> None:
+        self._connection = connection
+        self._count = count
+        self.scopes: dict[bytes, str | None] = {}
+        """Where the chunks of each namespace go."""
+        self.names: dict[bytes, bytes] = {}
+        """Namespace records, to be sent again to a sidecar that has lost them."""
+        self.last_bytes: dict[bytes, int] = {}
+        """Length of each namespace's last chunk record: of the next one too."""
+        self.denied: set[str | None] = set()
+        """Shared scopes that this tenant reads and may not write."""
+
+    def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Store.put_many`."""
+        for scope, group in groupby(items, key=lambda item: self.scopes[item[0][:DIGEST_BYTES]]):
+            unnamed = self._put(scope, [record for _, record in group])
+            names = [self.names[digest] for digest in unnamed if digest in self.names]
+            if names:
+                self._put(scope, names)
+
+    def _put(self, scope: str | None, records: list[bytes]) -> list[bytes]:
+        """Puts `records`; namespaces whose record the sidecar has not."""
+
+        async def read(response: httpx.Response) -> tuple[dict[str, int], list[bytes]]:
+            outcome = json.loads(await read_limited(response, _LONGEST_OUTCOME))
+            rejected = {str(reason): int(number) for reason, number in outcome["rejected"].items()}
+            return rejected, [bytes.fromhex(digest) for digest in outcome["unnamed"]]
+
+        try:
+            rejected, unnamed = self._connection.ask(
+                Question("POST", "/v1/records/put", frame(records), scope), read
+            )
+        except AccessDenied as error:
+            if scope is None:
+                raise StoreUnavailable(str(error)) from error
+            self.denied.add(scope)
+            self._count("dropped_denied", len(records))
+            return []
+        for reason, number in rejected.items():
+            self._count(f"rejected.{reason}", number)
+        return unnamed

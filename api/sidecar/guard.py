@@ -1,0 +1,83 @@
+"""What every request passes before it is looked at: a time limit, and a door shut to browsers.
+
+A page from anywhere can make a browser send requests to 127.0.0.1. Cross-origin ones carry `Origin`; those
+that come through a rebound DNS name carry that name as `Host`. An open sidecar answers neither: it would
+hand prompts to any web site its user visits.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        request_seconds: most time for one request, reading its body and sending the reply included.
+        loopback_names_only: refuse TCP requests whose `Host` is no loopback name.
+    """
+
+    def __init__(self, app: ASGIApp, *, request_seconds: float, loopback_names_only: bool) -> None:
+        self._app = app
+        self._request_seconds = request_seconds
+        self._loopback_names_only = loopback_names_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if b"origin" in headers:
+            await _refuse(send, 403, "requests from web pages are not answered")
+            return
+        over_tcp = scope.get("server") is not None and scope["server"][1] is not None
+        if over_tcp and self._loopback_names_only and not is_loopback_host(headers.get(b"host", b"")):
+            await _refuse(
+                send, 403, "without a tenants file the Host header must be localhost or a loopback address"
+            )
+            return
+        started = False
+
+        async def noting_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        with anyio.move_on_after(self._request_seconds) as limit:
+            await self._app(scope, receive, noting_start)
+        # Once a reply has begun it can only be cut: the server closes the connection of an unfinished one.
+        if limit.cancelled_caught and not started:
+            await _refuse(send, 408, f"the request took longer than {self._request_seconds:g} s")
+
+
+def is_loopback_host(header: bytes) -> bool:
+    """Whether a `Host` header names this machine to itself: `localhost`, or a loopback address."""
+    text = header.decode("latin-1").strip().lower()
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::[0-9]*)?", text)
+    if found is None:
+        return False
+    name = found[1].strip("[]")
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _refuse(send: Send, status: int, error: str) -> None:
+    body = json.dumps({"error": error}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
