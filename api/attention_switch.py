@@ -20,7 +20,9 @@ from kvtrie.prefix_tree.errors import UnsupportedModel
 NAME = "kvtrie"
 KEYWORD = "kvtrie_step"
 
-UNDERSTOOD = frozenset({KEYWORD, "output_attentions", "output_router_logits", "position_ids", "sliding_window", "use_cache"})
+UNDERSTOOD = frozenset(
+    {KEYWORD, "output_attentions", "output_router_logits", "position_ids", "sliding_window", "use_cache"}
+)
 """Keywords a layer may pass. A window is understood because sequences are kept within it (`ModelFacts`)."""
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +22,13 @@ from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.api.model_facts import model_facts
 from kvtrie.api.model_identity import ModelIdentity
-from kvtrie.api.model_runner import ModelRunner
 from kvtrie.api.open_lower import open_lower
 from kvtrie.api.request import Completion, Request
 from kvtrie.api.sampler import Sampling
 from kvtrie.api.scopes import Scopes
 from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
 from kvtrie.prefix_tree.errors import InputError
-from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray, as_tokens
+from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 Prompt = str | Sequence[int] | Tensor
 

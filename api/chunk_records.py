@@ -15,7 +15,14 @@ from kvtrie.chunk_kernels import ChunkPool
 from kvtrie.prefix_tree import Namespace, Root
 from kvtrie.prefix_tree.errors import RecordError, StoreError
 from kvtrie.prefix_tree.keys import KEY_BYTES
-from kvtrie.store import RawCodec, Record, decode_record, encode_namespace_record, encode_record, expect_record
+from kvtrie.store import (
+    RawCodec,
+    Record,
+    decode_record,
+    encode_namespace_record,
+    encode_record,
+    expect_record,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +48,14 @@ class ChunkRecords:
         self._announced: set[bytes] = set()
 
     def offer(
-        self, root: Root, key: bytes, parent_key: bytes, path_digest: bytes, depth: int, chunk: bytes, slot: int
+        self,
+        root: Root,
+        key: bytes,
+        parent_key: bytes,
+        path_digest: bytes,
+        depth: int,
+        chunk: bytes,
+        slot: int,
     ) -> None:
         """Offers one whole chunk, which stands in `slot` now; its namespace's record goes before it."""
         self._announce(root.namespace)

@@ -103,4 +103,5 @@ def _inferred_mask(input_ids: Tensor, generation_config: Any) -> Tensor:
         pad = int(pad)
     if pad is None or pad in eos:
         return torch.ones_like(input_ids)
-    return (input_ids != pad).long()
+    mask: Tensor = (input_ids != pad).long()
+    return mask

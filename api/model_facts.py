@@ -97,7 +97,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
     kind = type(base).__name__
     if not hasattr(base, "config") or not hasattr(base, "generate"):
         raise UnsupportedModel(f"{kind} is not a Hugging Face model with generate()")
-    config = base.config
+    config: Any = base.config
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"{kind} is an encoder-decoder; kvtrie serves decoder-only models")
     text = config.get_text_config(decoder=True)

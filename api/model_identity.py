@@ -175,5 +175,5 @@ def _digest_tensors(tensors: Iterator[tuple[str, Tensor]]) -> str:
 def _digest_tensor(named: tuple[str, Tensor]) -> str:
     name, tensor = named
     flat = tensor.detach().contiguous().flatten().cpu()
-    content = hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest() if flat.numel() else ""
+    content = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest() if flat.numel() else ""
     return f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}"

@@ -39,7 +39,12 @@ class Sampler:
     """Draws tokens for one request; its own generator makes it independent of the batch around it."""
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+        from transformers import (
+            LogitsProcessorList,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
 
         self._greedy = sampling.temperature == 0
         self._warpers = LogitsProcessorList()

@@ -113,9 +113,7 @@ class SequenceKV:
         elif memory.records is not None:
             above = self._path_digest or self._digest_path()
             self._path_digest = hashlib.sha256(above + chunk).digest()
-            memory.records.offer(
-                self.root, key, self._chain_key, self._path_digest, place + 1, chunk, slot
-            )
+            memory.records.offer(self.root, key, self._chain_key, self._path_digest, place + 1, chunk, slot)
         self._path.append(node)
         self._chain_key = key
 

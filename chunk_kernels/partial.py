@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over at least one key, with its log-sum-exp.
 
@@ -34,7 +40,13 @@ def partial_attention(
 
 
 def composed_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `partial_attention`, from plain torch operations in fp32, on any device and any dims."""
     batch, q_heads, rows, _ = query.shape

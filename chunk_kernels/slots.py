@@ -55,7 +55,7 @@ class SlotAllocator:
                 start = before
             if slot + 1 in self._length_at:
                 length += self._remove(slot + 1)
-            assert 0 <= start and start + length <= self.slots
+            assert start >= 0 and start + length <= self.slots
             self._add(start, length)
 
     def _cut(self, start: int, count: int) -> range:

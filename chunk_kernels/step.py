@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Span:
     def adjacent(self) -> bool:
         """Whether the slots follow each other, so that the span is a view."""
         return self.slots[-1] - self.slots[0] == len(self.slots) - 1 and all(
-            b - a == 1 for a, b in zip(self.slots, self.slots[1:], strict=False)
+            b - a == 1 for a, b in pairwise(self.slots)
         )
 
 
@@ -199,7 +200,7 @@ def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> Slab
     chunks = max(len(run.slots) for run in runs)
     tokens = max(run.tokens for run in runs)
     firsts = [run.slots[0] for run in runs]
-    strides = {b - a for a, b in zip(firsts, firsts[1:], strict=False)} or {chunks}
+    strides = {b - a for a, b in pairwise(firsts)} or {chunks}
     regular = (
         len(strides) == 1
         and min(strides) >= 1

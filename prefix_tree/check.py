@@ -53,14 +53,14 @@ def _check_order(node: Node) -> None:
 
 def _check_holds(tree: PrefixTree, nodes: list[Node]) -> None:
     holds: Counter[int] = Counter()
-    for holder in (*tree.leases, *tree.pins):
-        for residence in holder.held:
+    for held in [lease.held for lease in tree.leases] + [pin.held for pin in tree.pins]:
+        for residence in held:
             holds[id(residence)] += 1
             assert residence.node.at[residence.tier] is residence, "a held chunk was evicted"
     for node in nodes:
-        for residence in node.at:
-            if residence is not None:
-                assert residence.holds == holds[id(residence)], f"holds of {node.key.hex()}"
+        for here in node.at:
+            if here is not None:
+                assert here.holds == holds[id(here)], f"holds of {node.key.hex()}"
 
 
 def _check_tier(tree: PrefixTree, number: int, nodes: list[Node]) -> None:

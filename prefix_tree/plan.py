@@ -60,8 +60,8 @@ class Plan:
 
 def make_plan(sequences: Sequence[PlanSequence], chunk_tokens: int) -> Plan:
     """Plans one step over any forest of paths. O(unique chunks + sequences * log(sequences))."""
-    used = [s.slots[: -(-s.context_tokens // chunk_tokens)] for s in sequences]
-    order = sorted(range(len(sequences)), key=lambda i: used[i])
+    used = [list(s.slots[: -(-s.context_tokens // chunk_tokens)]) for s in sequences]
+    order = sorted(range(len(sequences)), key=used.__getitem__)
     starts = [0]
     for i in order:
         starts.append(starts[-1] + sequences[i].rows)

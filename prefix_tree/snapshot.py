@@ -147,7 +147,9 @@ def _parse(document: Mapping[str, Any]) -> Snapshot:
         taken_at=document["taken_at"],
         chunk_tokens=document["chunk_tokens"],
         tiers=[TierView(**tier) for tier in document["tiers"]],
-        namespaces=[NamespaceView(n["digest"], namespace_fields(n["fields"])) for n in document["namespaces"]],
+        namespaces=[
+            NamespaceView(n["digest"], namespace_fields(n["fields"])) for n in document["namespaces"]
+        ],
         nodes=[
             NodeView(**{**node, "pin": None if node["pin"] is None else PinView(**node["pin"])})
             for node in document["nodes"]

@@ -47,7 +47,8 @@ class Tombstones:
 
     def find(self, scope: str, key: bytes) -> Tombstone | None:
         """The tombstone of a chunk of this scope, or None."""
-        return self._rings.get(scope, {}).get(key)
+        ring = self._rings.get(scope)
+        return None if ring is None else ring.get(key)
 
     def __iter__(self) -> Iterator[tuple[str, Tombstone]]:
         for scope, ring in self._rings.items():

@@ -397,9 +397,7 @@ class PrefixTree:
             above.last_use = max(above.last_use, residence.last_use)
             tier.settle(above)
         self.evictions[reason] += 1
-        self.tombstones.add(
-            node.root.scope, Tombstone(node.key, node.depth, tier.name, self.clock(), reason)
-        )
+        self.tombstones.add(node.root.scope, Tombstone(node.key, node.depth, tier.name, self.clock(), reason))
         self._detach_if_empty(node)
 
     def _detach_if_empty(self, node: Node) -> None:

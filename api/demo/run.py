@@ -94,7 +94,9 @@ def run_demo(
         PoolExhausted: a prompt the pool cannot hold.
     """
     prompts = [demo.tokenizer.encode(request.text(), special_tokens=False) for request in requests]
-    _uncached(demo.model, prompts[0][:16], 1)  # the first call of a process pays for thread pools and the like
+    _uncached(
+        demo.model, prompts[0][:16], 1
+    )  # the first call of a process pays for thread pools and the like
     done: list[RequestResult] = []
     kept_tokens = 0
     for request, prompt in zip(requests, prompts):
@@ -120,7 +122,9 @@ def run_demo(
     return DemoResult(
         model=demo.description,
         requests=done,
-        tenants=[_tenant([r for r in done if r.tenant == name]) for name in dict.fromkeys(r.tenant for r in done)],
+        tenants=[
+            _tenant([r for r in done if r.tenant == name]) for name in dict.fromkeys(r.tenant for r in done)
+        ],
         kv_bytes=cached.stats()["device"]["used_bytes"],
         unshared_kv_bytes=kept_tokens * shape.chunk_bytes // shape.chunk_tokens,
     )

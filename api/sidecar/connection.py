@@ -162,7 +162,11 @@ class SidecarConnection:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """`work` on the loop. The wait here is only for a loop that is itself stuck."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise StoreUnavailable(f"sidecar {self.shown}: closed") from None
         try:
             return future.result(self._deadline_seconds * 1.25 + 0.25)
         except FutureTimeoutError:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from kvtrie.api import PrefixCachedModel, Sampling
-from kvtrie.prefix_tree import InputError
 from transformers import PreTrainedModel
 
+from kvtrie.api import PrefixCachedModel, Sampling
+from kvtrie.prefix_tree import InputError
 from tests.api.models import CONFIGS, left_padded, prompts, tiny_model
 
 CHUNK = 16
@@ -60,7 +60,7 @@ def test_uneven_batches_cold_partially_warm_and_warm(cached: PrefixCachedModel) 
     rows = prompts([5, 70, 33, 1, CHUNK, CHUNK + 1], shared=24)
     same_as_uncached(cached, rows)
     before = cached.stats()["cached_tokens"]
-    same_as_uncached(cached, [row + [7, 8, 9] for row in rows])
+    same_as_uncached(cached, [[*row, 7, 8, 9] for row in rows])
     assert cached.stats()["cached_tokens"] > before
     same_as_uncached(cached, rows)
 
@@ -98,9 +98,7 @@ def test_assisted_decoding(cached: PrefixCachedModel) -> None:
 def test_continuous_batching_and_preemption(cached: PrefixCachedModel) -> None:
     """The serving loop, in a pool that holds about two of the five sequences at once."""
     rows = prompts([90, 75, 130, 60, 33], shared=20)
-    with PrefixCachedModel(
-        cached.model, memory=16 * chunk_bytes(cached.model), chunk_tokens=CHUNK
-    ) as small:
+    with PrefixCachedModel(cached.model, memory=16 * chunk_bytes(cached.model), chunk_tokens=CHUNK) as small:
         completions = [small.submit(row, max_new_tokens=NEW, eos=()) for row in rows]
         small.engine.run()
         for row, completion in zip(rows, completions):
@@ -116,7 +114,10 @@ def test_prompts_in_pieces_and_requests_that_join_later(cached: PrefixCachedMode
 
     rows = prompts([90, 75, 90, 60], shared=50)
     with PrefixCachedModel(
-        cached.model, memory=200 * chunk_bytes(cached.model), chunk_tokens=CHUNK, engine=EngineConfig(step_tokens=23)
+        cached.model,
+        memory=200 * chunk_bytes(cached.model),
+        chunk_tokens=CHUNK,
+        engine=EngineConfig(step_tokens=23),
     ) as wrapper:
         completions = []
         for row in rows:

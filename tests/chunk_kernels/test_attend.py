@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, attend_reference, prepare_step
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.shape import ChunkShape
@@ -13,7 +14,9 @@ from kvtrie.prefix_tree.shape import ChunkShape
 CHUNK = 16
 
 
-def make_pool(kv_heads: int, key_dim: int, value_dim: int, dtype: str = "float32", slots: int = 96) -> ChunkPool:
+def make_pool(
+    kv_heads: int, key_dim: int, value_dim: int, dtype: str = "float32", slots: int = 96
+) -> ChunkPool:
     pool = ChunkPool(ChunkShape(2, kv_heads, CHUNK, key_dim, value_dim, dtype), slots)
     pool.k.normal_()
     pool.v.normal_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -158,11 +159,8 @@ def answering() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
         listeners.append(listener)
 
         def treat_quietly(connection: socket.socket) -> None:
-            with connection:
-                try:
-                    treat(connection)
-                except OSError:
-                    pass
+            with connection, contextlib.suppress(OSError):
+                treat(connection)
 
         def accept() -> None:
             while True:

@@ -16,9 +16,10 @@ from kvtrie.api.sidecar.wire import Limits
 
 
 async def slowly() -> AsyncIterator[bytes]:
+    yield b"\xff" + bytes(7)
     while True:
         yield b"\1"
-        await anyio.sleep(0.01)
+        await anyio.sleep(0.02)
 
 
 async def endlessly() -> AsyncIterator[bytes]:

@@ -39,7 +39,7 @@ class TestAuthenticate:
 
     @pytest.mark.parametrize(
         "header",
-        [None, "", "Bearer", "Bearer ", "Bearer acme-ke", "Basic acme-key", "acme-key", "Bearer \udce9"],
+        [None, "", "Bearer", "Bearer ", "Bearer acme-ke", "Basic acme-key", "Bearer \udce9"],
     )
     def test_nobody_else(self, tmp_path: Path, header: str | None) -> None:
         assert load_tenants(written(tmp_path, FILE)).authenticate(header) is None
