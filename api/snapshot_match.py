@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
 
@@ -13,7 +13,7 @@ class StoredMatch:
     """How far one namespace, and what it may read, holds a prompt."""
 
     namespace: int
-    """Index into `Snapshot.namespaces`."""
+    """Whose request it is: an index into `Snapshot.namespaces`. Chunks may be of namespaces it reads."""
     path: tuple[NodeView, ...]
     """Resident chunks all of whose tokens match, first chunk first."""
     partial_tokens: int
@@ -66,8 +66,8 @@ class SnapshotIndex:
             for depth in range(1, len(through.path) + 1):
                 if self.children(through.path[depth - 1], namespace):
                     found.append(self._descend(tokens, namespace, list(through.path[:depth])))
-            best = max([best, *found], key=reach)
-        return best
+            best = max([best, *found], key=_closeness)
+        return replace(best, namespace=namespace)
 
     def _descend(self, tokens: Sequence[int], namespace: int, path: list[NodeView]) -> StoredMatch:
         chunk_tokens = int(self.snapshot.namespaces[namespace].fields["chunk_tokens"])
@@ -108,6 +108,10 @@ class SnapshotIndex:
 def reach(match: StoredMatch) -> tuple[int, int]:
     """What makes one match better than another: tokens matched, then chunks on their way."""
     return match.tokens, len(match.awaits)
+
+
+def _closeness(match: StoredMatch) -> tuple[int, int, int, bool]:
+    return (*reach(match), match.closest_tokens, match.closest is not None)
 
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:

@@ -185,17 +185,20 @@ def _graft(
     parents: dict[bytes, bytes | None],
     names: dict[bytes, dict[str, str | int]],
 ) -> dict[bytes, bytes | None]:
-    """Parents, in other scopes of the same model, of chunks of the namespace `digest`."""
+    """Parents, in shared scopes of the same model, of chunks of the namespace `digest`.
+
+    The same tokens may lie in several scopes; of those that may be read, the first by name is taken.
+    """
     wanted: dict[bytes, list[_Chunk]] = {}
     for stray in strays:
         wanted.setdefault(stray.parent_key, []).append(stray)
+    readable = {chunk.namespace: _reading_rank(digest, chunk.namespace, names) for chunk in chunks.values()}
     chains: dict[bytes, tuple[bytes, bytes]] = {}
-    grafted: dict[bytes, bytes | None] = {}
+    found: dict[bytes, tuple[tuple[bool, str, bytes], bytes]] = {}
     for chunk in chunks.values():
-        if chunk.namespace == digest or not _same_model(names.get(digest), names.get(chunk.namespace)):
-            continue
+        rank = readable[chunk.namespace]
         above = parents[chunk.key]
-        if above is None and chunk.depth > 1:
+        if rank is None or (above is None and chunk.depth > 1):
             continue
         chain = (digest, digest) if above is None else chains.get(above)
         if chain is None:
@@ -204,12 +207,21 @@ def _graft(
         path = hashlib.sha256(chain[1] + chunk.tokens).digest()
         chains[chunk.key] = key, path
         for stray in wanted.get(key, ()):
-            if (
-                stray.depth == chunk.depth + 1
-                and hashlib.sha256(path + stray.tokens).digest() == stray.path_digest
-            ):
-                grafted[stray.key] = chunk.key
-    return grafted
+            is_next = stray.depth == chunk.depth + 1
+            if is_next and hashlib.sha256(path + stray.tokens).digest() == stray.path_digest:
+                found[stray.key] = min(found.get(stray.key, (rank, chunk.key)), (rank, chunk.key))
+    return {key: parent for key, (_, parent) in found.items()}
+
+
+def _reading_rank(
+    digest: bytes, other: bytes, names: dict[bytes, dict[str, str | int]]
+) -> tuple[bool, str, bytes] | None:
+    """How likely a namespace continues paths of `other`, least first; None where it cannot."""
+    if other == digest or not _same_model(names.get(digest), names.get(other)):
+        return None
+    scope = str(names[other]["scope"]) if other in names else ""
+    # A tenant's own scope is nobody else's to read.
+    return None if scope.startswith("tenant:") else (scope == "", scope, other)
 
 
 def _same_model(one: dict[str, str | int] | None, other: dict[str, str | int] | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 
 from kvtrie.prefix_tree.errors import InputError
@@ -21,7 +21,7 @@ class Namespace:
 
     scope: str
     """Tenant or shared scope that may read this KV, e.g. `tenant:acme` or `shared:tools`."""
-    salt: str = ""
+    salt: str = field(default="", repr=False)
     """Secret of the scope: without it nobody can compute the scope's chunk keys."""
     model_config: str = ""
     """Digest of the model's configuration."""
@@ -77,7 +77,7 @@ def namespace_fields(document: Mapping[str, object]) -> dict[str, str | int]:
     checked: dict[str, str | int] = {}
     for name, value in document.items():
         wanted = int if name == "chunk_tokens" else str
-        if not isinstance(value, wanted):
+        if not isinstance(value, wanted) or isinstance(value, bool):
             raise InputError(f"namespace field {name} is {value!r}, expected {wanted.__name__}")
         checked[name] = value
     return checked

@@ -129,7 +129,7 @@ class Snapshot:
         """
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not a kvtrie snapshot: {error}") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise InputError("not a kvtrie snapshot: write one with PrefixCachedModel.snapshot(path)")
@@ -137,7 +137,7 @@ class Snapshot:
             raise InputError(f"snapshot version {document.get('version')!r} is not {VERSION}")
         try:
             return _parse(document)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"damaged kvtrie snapshot: {error!r}") from None
 
 

@@ -272,7 +272,8 @@ class PrefixTree:
 
     def claim(self, match: Match, tokens: bytes) -> Claim:
         """Claims every whole chunk of `tokens` beyond the match, as pending nodes. The caller computes
-        and `publish`es them in order, holding a lease on the match; `abandon` gives up the rest.
+        and `publish`es them in order, holding a lease on the match and extending it to each node it
+        publishes; `abandon` gives up the rest.
         """
         assert match.awaits is None, "a request that must wait claims nothing"
         claim, parent, key = Claim([]), match.node, match.chain_key
@@ -289,7 +290,11 @@ class PrefixTree:
         """Stores the next chunk of a claim; its parent must be resident in `tier`."""
         node = claim.nodes.pop(0)
         assert node.parent is not None
-        return self.insert(node.parent, node.root, node.key, node.tokens, tier, handle, size_bytes)
+        stored = self.insert(node.parent, node.root, node.key, node.tokens, tier, handle, size_bytes)
+        if claim.nodes:
+            # Another node, where somebody else stored this chunk and it has gone since.
+            claim.nodes[0].parent = stored
+        return stored
 
     def abandon(self, claim: Claim) -> None:
         """Gives up what a claim has not published; waiters find nothing there and may claim it."""

@@ -12,7 +12,9 @@ def shown_bytes(size_bytes: int) -> str:
     """`1.5 MiB`, in powers of 1024."""
     if abs(size_bytes) < 1024:
         return f"{size_bytes} B"
-    power = next((i for i in range(1, len(_UNITS)) if abs(size_bytes) < 1024 ** (i + 1)), len(_UNITS))
+    # What would be shown as 1024.0 of a unit is 1.0 of the next.
+    rounded_up = 1023.95
+    power = next((i for i in range(1, len(_UNITS)) if abs(size_bytes) < rounded_up * 1024**i), len(_UNITS))
     return f"{size_bytes / 1024**power:.1f} {_UNITS[power - 1]}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,7 +74,9 @@ class _Tekken:
 
     def decode(self, tokens: Sequence[int]) -> str:
         size = int(self._tekken.n_words)
-        return _decode_known(tokens, size, lambda known: str(self._tekken.decode(known, self._keep)))
+        return _decode_known(
+            tokens, lambda token: token < size, lambda known: str(self._tekken.decode(known, self._keep))
+        )
 
 
 class _HuggingFaceFile:
@@ -93,9 +95,11 @@ class _HuggingFaceFile:
         return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        size = int(self._tokenizer.get_vocab_size())
+        # Not by the vocabulary's size: it may have holes, and ids beyond its size.
         return _decode_known(
-            tokens, size, lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False))
+            tokens,
+            lambda token: self._tokenizer.id_to_token(token) is not None,
+            lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False)),
         )
 
 
@@ -114,22 +118,33 @@ class _HuggingFaceModel:
         return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        size = len(self._tokenizer)
         return _decode_known(
-            tokens, size, lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False))
+            tokens,
+            self._is_known,
+            lambda known: str(self._tokenizer.decode(known, skip_special_tokens=False)),
         )
 
+    def _is_known(self, token: int) -> bool:
+        try:
+            return self._tokenizer.convert_ids_to_tokens(token) is not None
+        # Tokenizers without a Rust backend raise what they please for an id they lack.
+        except Exception:
+            return False
 
-def _decode_known(tokens: Sequence[int], size: int, decode: Any) -> str:
+
+def _decode_known(
+    tokens: Sequence[int], is_known: Callable[[int], bool], decode: Callable[[list[int]], str]
+) -> str:
     parts: list[str] = []
     known: list[int] = []
-    for token in [*tokens, -1]:
-        if 0 <= token < size:
+    for token in tokens:
+        if is_known(token):
             known.append(token)
             continue
         if known:
             parts.append(decode(known))
             known = []
-        if token >= 0:
-            parts.append(f"<{token}>")
+        parts.append(f"<{token}>")
+    if known:
+        parts.append(decode(known))
     return "".join(parts)

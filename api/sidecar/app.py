@@ -15,12 +15,18 @@ from kvtrie.api.sidecar.guard import Guard
 from kvtrie.api.sidecar.metrics import CONTENT_TYPE
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
 from kvtrie.api.sidecar.tenants import Caller, Tenants
-from kvtrie.api.sidecar.wire import FrameReader, frame_header, framed_bytes, parse_get, parse_match
+from kvtrie.api.sidecar.wire import (
+    SCOPE_HEADER,
+    FrameReader,
+    frame_header,
+    framed_bytes,
+    parse_get,
+    parse_match,
+)
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 
-SCOPE_HEADER = "Kvtrie-Scope"
 OCTETS = "application/octet-stream"
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""

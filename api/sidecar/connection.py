@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import httpx
 
 from kvtrie.api.sidecar.address import parse_address
+from kvtrie.api.sidecar.wire import SCOPE_HEADER
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreError, StoreUnavailable
 from kvtrie.store.breaker import CircuitBreaker
 
 T = TypeVar("T")
 
-SCOPE_HEADER = "Kvtrie-Scope"
 KEEP_ALIVE_SECONDS = 10.0
 _LONGEST_ERROR = 4096
 _CLOSE_SECONDS = 1.0

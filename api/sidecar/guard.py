@@ -14,6 +14,10 @@ import re
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+LONGEST_REFUSED_BODY = 64 << 20
+"""A refused request's body is read to its end, up to this. A connection closed before that is reset, and
+the sender never learns what it was refused for: it would take a 403 for an outage."""
+
 
 class Guard:
     """ASGI middleware.
@@ -43,15 +47,29 @@ class Guard:
                 send, 403, "without a tenants file the Host header must be localhost or a loopback address"
             )
             return
-        started = False
+        started = body_read = False
+
+        async def noting_end() -> Message:
+            nonlocal body_read
+            message = await receive()
+            body_read = not message.get("more_body", False)
+            return message
 
         async def noting_start(message: Message) -> None:
             nonlocal started
+            if (
+                message["type"] == "http.response.start"
+                and message["status"] >= 400
+                and _worth_reading(headers)
+            ):
+                size = 0
+                while not body_read and size <= LONGEST_REFUSED_BODY:
+                    size += len((await noting_end()).get("body", b""))
             started = True
             await send(message)
 
         with anyio.move_on_after(self._request_seconds) as limit:
-            await self._app(scope, receive, noting_start)
+            await self._app(scope, noting_end, noting_start)
         # Once a reply has begun it can only be cut: the server closes the connection of an unfinished one.
         if limit.cancelled_caught and not started:
             await _refuse(send, 408, f"the request took longer than {self._request_seconds:g} s")
@@ -70,6 +88,13 @@ def is_loopback_host(header: bytes) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _worth_reading(headers: dict[bytes, bytes]) -> bool:
+    """Whether a refused body may end soon, and is not held back until it is asked for."""
+    announced = headers.get(b"content-length", b"0")
+    fits = not announced.isdigit() or int(announced) <= LONGEST_REFUSED_BODY
+    return fits and b"expect" not in headers
 
 
 async def _refuse(send: Send, status: int, error: str) -> None:

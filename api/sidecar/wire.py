@@ -15,6 +15,9 @@ from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 
+SCOPE_HEADER = "Kvtrie-Scope"
+"""Names the shared scope that a request is about, instead of the caller's own."""
+
 _LENGTH = struct.Struct("<Q")
 
 

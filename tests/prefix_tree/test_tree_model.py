@@ -297,13 +297,16 @@ class TreeMachine(RuleBasedStateMachine):
         assert residence is not None
         assert (residence.handle == handle) == new
 
-    def copy_path(self, node: Node, tier: int, size_bytes: int) -> bool:
-        """Copies what a tier lacks of a path that is leased; False when there is no room."""
+    def copy_path(self, lease: Lease, node: Node, tier: int, size_bytes: int) -> bool:
+        """Copies what a tier lacks of a leased path, and leases the copies; False when there is no room."""
         missing = [above for above in node.path() if above.at[tier] is None]
         if not self.make_room(tier, size_bytes * len(missing)):
             return False
         for above in missing:
             self.store(above, tier, size_bytes)
+        if missing:
+            self.tree.extend(lease, node)
+            self.naive.hold(lease, self.path_of(node))
         return True
 
     def forget_expired(self) -> None:
@@ -336,7 +339,7 @@ class TreeMachine(RuleBasedStateMachine):
         prompt = self.prompt(drawn)
         match = self.lookup(view, prompt)
         lease = self.hold(match)
-        if self.copy_path(match.node, tier, size_bytes):
+        if self.copy_path(lease, match.node, tier, size_bytes):
             fresh = len(prompt) // self.chunk - len(match.path)
             self.make_room(tier, fresh * size_bytes)
             fresh = min(fresh, self.tree.tiers[tier].free_bytes // size_bytes)
@@ -375,7 +378,7 @@ class TreeMachine(RuleBasedStateMachine):
         path, node = chosen
         lease = self.tree.lease_node(node)
         self.naive.hold(lease, path)
-        if self.copy_path(node, tier, size_bytes) and self.make_room(tier, size_bytes):
+        if self.copy_path(lease, node, tier, size_bytes) and self.make_room(tier, size_bytes):
             self.store(node, tier, size_bytes)
         self.let_go(lease)
 
@@ -456,7 +459,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.waiting.append((view, prompt))
             return
         lease = self.hold(match)
-        if not self.copy_path(match.node, DEVICE, size_bytes):
+        if not self.copy_path(lease, match.node, DEVICE, size_bytes):
             self.let_go(lease)
             return
         claim = self.tree.claim(match, as_bytes(prompt))

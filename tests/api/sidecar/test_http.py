@@ -176,6 +176,11 @@ class TestTenants:
         with pytest.raises(AccessDenied, match="tenant's key"):
             SidecarTier(closed.url, api_key="admin-key")
 
+    def test_a_refusal_arrives_however_long_the_body_is(self, closed: Any) -> None:
+        with closed.http() as http:
+            for _ in range(20):
+                assert http.post("/v1/records/put", content=bytes(4 << 20)).status_code == 401
+
     def test_every_route_needs_a_key(self, closed: Any) -> None:
         with closed.http() as http:
             for route in ("/v1/match", "/v1/records/get", "/v1/records/put"):

@@ -1,0 +1,49 @@
+"""Runs the benchmarks, prints a table, and writes JSON under `bench/results/`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bench import serving, tree
+from bench.measure import provenance
+
+RESULTS = Path(__file__).parent / "results"
+
+TARGETS = {
+    "match_2304_tokens_us": 60,
+    "insert_2304_tokens_us": 200,
+    "evict_one_of_50000_leaves_us": 20,
+    "hit_over_deepcopy": 1.0,
+    "hit_over_full_prefill": 0.12,
+}
+"""Most that a figure should be; `batch_throughput_ratio` should be at least 3."""
+
+
+def main() -> None:
+    """Entry point of `python -m bench`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("tree", "serving"), help="run one part")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    args = parser.parse_args()
+    figures: dict[str, float] = {}
+    if args.only != "serving":
+        figures |= tree.run()
+    if args.only != "tree":
+        figures |= serving.run()
+    made = provenance()
+    for name, value in figures.items():
+        target = TARGETS.get(name)
+        aim = f"   (<= {target})" if target else "   (>= 3)" if name == "batch_throughput_ratio" else ""
+        print(f"{name:32} {value:10.3f}{aim}")
+    print(f"{made['machine']}, {made['cores']} cores, commit {made['commit']}")
+    if not args.no_write:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"cpu-{str(made['date'])[:10]}-{made['commit']}.json"
+        path.write_text(json.dumps({"provenance": made, "figures": figures}, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

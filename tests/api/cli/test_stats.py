@@ -1,0 +1,45 @@
+"""`kvtrie stats`: figures that can be counted by hand."""
+
+from __future__ import annotations
+
+from kvtrie.api.snapshot_stats import snapshot_stats
+
+A, B, C = [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]
+
+
+def test_figures(scene, kvtrie):
+    root = scene.root()
+    scene.put(root, [*A, *B])
+    scene.put(root, [*A, *C])
+    scene.put(scene.root("shared:tools"), A, tier=1)
+    scene.hit(root, [*A, *B], 3)
+    scene.tree.tiers[0].reserve("tenant:acme", 500)
+    tokens = b"".join(t.to_bytes(4, "little") for t in [*A, *B, *C])
+    scene.tree.claim(scene.tree.match(root, tokens), tokens)
+    stats = snapshot_stats(scene.snapshot())
+    assert (stats.nodes, stats.pending_nodes, stats.paths, stats.hits) == (5, 1, 3, 3)
+    assert (stats.deepest_chunks, stats.deepest_tokens) == (2, 8)
+    # A and B, A and C, and A of the other scope; the pending C is not stored yet.
+    assert (stats.unique_tokens, stats.path_tokens) == (16, 8 + 8 + 4)
+    assert stats.scopes == ["shared:tools", "tenant:acme"]
+    assert stats.counters["requests"] == 3
+    out = kvtrie("stats", scene.file()).out
+    assert "16; the paths add up to 20 (1.25x shared)" in out
+    device = next(line for line in out.splitlines() if line.startswith("device"))
+    assert device.split() == ["device", "all", "9.5", "MiB", "2.9", "KiB", "500", "B", "9.5", "MiB", "3"]
+
+
+def test_tombstones_are_bytes(scene, kvtrie):
+    scene.put(scene.root(), [*A, *B])
+    scene.tree.evict(0, 2000, "making room")
+    document = kvtrie("stats", scene.file(), "--format", "json").document
+    assert (document["tombstones"], document["tombstone_bytes"]) == (2, 560)
+    assert document["counters"]["evictions.making room"] == 2
+    assert document["counters"]["tombstone_bytes"] == 560
+    assert document["format"] == "kvtrie-stats"
+
+
+def test_an_empty_tree(scene, kvtrie):
+    ran = kvtrie("stats", scene.file())
+    assert ran.code == 0
+    assert "tokens stored  0; the paths add up to 0\n" in ran.out
