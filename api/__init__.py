@@ -1,10 +1,20 @@
-"""What people touch: the wrapper, the engine, the sidecar and the CLI."""
+"""What people touch: the wrapper, the engine, the sidecar and the CLI.
 
-from kvtrie.api.cached_model import PrefixCachedModel, Warmed
-from kvtrie.api.engine import Engine, EngineConfig
-from kvtrie.api.lower_tier import LowerTier
-from kvtrie.api.request import Completion, Request
-from kvtrie.api.sampler import Sampling
+Names are loaded when they are first used: the CLI must start fast, and `kvtrie doctor` must run where torch or
+transformers are missing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtrie.api.cached_model import PrefixCachedModel, Warmed
+    from kvtrie.api.engine import Engine, EngineConfig
+    from kvtrie.api.lower_tier import LowerTier
+    from kvtrie.api.request import Completion, Request
+    from kvtrie.api.sampler import Sampling
 
 __all__ = [
     "Completion",
@@ -16,3 +26,20 @@ __all__ = [
     "Sampling",
     "Warmed",
 ]
+
+_HOME = {
+    "Completion": "request",
+    "Engine": "engine",
+    "EngineConfig": "engine",
+    "LowerTier": "lower_tier",
+    "PrefixCachedModel": "cached_model",
+    "Request": "request",
+    "Sampling": "sampler",
+    "Warmed": "cached_model",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

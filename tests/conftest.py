@@ -16,6 +16,9 @@ import pytest
 
 START_SECONDS = 20.0
 
+# Before torch is imported, and inherited by every process a test starts: on tiny models threads only wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 class RedisServer:
     """A redis-server process of our own: no persistence, a free port, a directory of its own."""
