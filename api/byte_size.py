@@ -23,12 +23,3 @@ def parse_bytes(size: str | int) -> int:
     if value < 1:
         raise InputError(f"size {size!r} is less than one byte")
     return value
-
-
-def format_bytes(size: float) -> str:
-    """`size` bytes for people, in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

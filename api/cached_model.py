@@ -109,7 +109,7 @@ class PrefixCachedModel:
             if self._lower is not None:
                 self._lower.close()
             raise
-        self.engine = Engine(self._memory, self._facts, engine)
+        self.engine = Engine(self._memory, self._facts, self._identity, engine)
         self._gate = ForwardGate(self._facts.model, self._facts.config, self.engine.lock)
         self._closed = False
 
@@ -147,15 +147,18 @@ class PrefixCachedModel:
         refuse_unservable(arguments, generation_config or base.generation_config)
         fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
         effective, _ = base._prepare_generation_config(generation_config, **fields)
+        for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
+            if isinstance(given, Tensor) and given.device != self._facts.device:
+                raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
         prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
         assert inputs is not None
-        if inputs.device != self._facts.device:
-            raise InputError(f"input_ids are on {inputs.device}, the model is on {self._facts.device}")
         root, readable = self._roots(tenant)
         columns = inputs.shape[1]
-        new_tokens = _new_tokens(effective, columns)
+        new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
         rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
-        cache = PoolCache(self._memory, rows, columns - 1, eos_tokens(effective), self.engine.lock)
+        cache = PoolCache(
+            self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self.engine.lock
+        )
         try:
             output = base.generate(
                 inputs, generation_config=generation_config, past_key_values=cache, **arguments
@@ -165,6 +168,21 @@ class PrefixCachedModel:
         if not isinstance(output, Tensor) and getattr(output, "past_key_values", None) is cache:
             output.past_key_values = None
         return output
+
+    def _new_tokens(
+        self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]
+    ) -> int:
+        """New tokens that Hugging Face's loop may produce after `columns` columns."""
+        if effective.max_new_tokens is not None:
+            return int(effective.max_new_tokens)
+        base: Any = self._facts.model
+        configured = (arguments.get("max_length"), getattr(generation_config, "max_length", None))
+        if any(length is not None for length in (*configured, base.generation_config.max_length)):
+            return max(0, int(effective.max_length) - columns)
+        # By default the loop takes `max_length` as a number of new tokens, within the model's positions.
+        positions = getattr(base.config, "max_position_embeddings", None)
+        new_tokens = int(effective.max_length)
+        return new_tokens if positions is None else max(0, min(new_tokens, positions - columns))
 
     def _prefill(
         self, prompts: list[TokenArray], new_tokens: int, root: Root, readable: list[Root]
@@ -233,11 +251,16 @@ class PrefixCachedModel:
             KvtrieError: what `submit` raises, or what ended the request.
         """
         completion = self.submit(prompt, **arguments)
-        return self._pieces(completion, as_text=isinstance(prompt, str))
+        pieces = self._pieces(completion, as_text=isinstance(prompt, str))
+        # Begun here: a generator that nobody has begun ends without its `finally`.
+        next(pieces)
+        return pieces
 
     def _pieces(self, completion: Completion, as_text: bool) -> Iterator[str | int]:
+        """An empty piece at once, then those of `stream`."""
         seen, said = 0, ""
         try:
+            yield ""
             while True:
                 while not completion.done and len(completion.tokens) == seen:
                     self.engine.step()
@@ -256,9 +279,7 @@ class PrefixCachedModel:
             if completion.error is not None:
                 raise completion.error
         finally:
-            if not completion.done:
-                completion.cancel()
-                self.engine.wait([completion])
+            self.engine.discard([completion])
 
     # ---- the cache itself
 
@@ -287,6 +308,7 @@ class PrefixCachedModel:
         """
         self._check_open()
         tokens = self._tokens(prompt)
+        self.engine.check(tokens, 0)
         if scope is None:
             root, readable = self._roots(tenant)
         elif tenant is not None:
@@ -406,10 +428,3 @@ class PrefixCachedModel:
         with self.engine.lock:
             own = self._root(self._scopes.of_tenant(who))
             return own, [self._root(scope) for scope in self._scopes.readable_by(who)]
-
-
-def _new_tokens(config: Any, columns: int) -> int:
-    """New tokens a `generate` call may produce, by its effective config."""
-    if config.max_new_tokens is not None:
-        return int(config.max_new_tokens)
-    return max(0, int(config.max_length) - columns)

@@ -10,10 +10,12 @@ import logging
 import time
 from collections import Counter
 
+import numpy as np
+
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.chunk_kernels import ChunkPool
 from kvtrie.prefix_tree import Namespace, Root
-from kvtrie.prefix_tree.errors import RecordError, StoreError
+from kvtrie.prefix_tree.errors import InputError, RecordError, StoreError
 from kvtrie.prefix_tree.keys import KEY_BYTES
 from kvtrie.store import (
     RawCodec,
@@ -23,8 +25,12 @@ from kvtrie.store import (
     encode_record,
     expect_record,
 )
+from kvtrie.store.record import STORE_KEY_BYTES
 
 _LOG = logging.getLogger(__name__)
+
+_EXPONENTS = {"float32": ("<u4", 0x7F80_0000), "bfloat16": ("<u2", 0x7F80), "float16": ("<u2", 0x7C00)}
+"""Element type as an unsigned word, and its exponent bits: all set in NaN and infinity, and only there."""
 
 
 class ChunkRecords:
@@ -35,11 +41,16 @@ class ChunkRecords:
         tier: where records go.
         store_key: seals records with a keyed MAC; None for a plain checksum.
         counters: gets `loaded_chunks`, `lower_outages`, `records_rejected.<reason>`.
+
+    Raises:
+        InputError: the store key is not of 16 to 64 bytes.
     """
 
     def __init__(
         self, pool: ChunkPool, tier: LowerTier, store_key: bytes | None, counters: Counter[str]
     ) -> None:
+        if store_key is not None and len(store_key) not in STORE_KEY_BYTES:
+            raise InputError(f"KVTRIE_STORE_KEY must be 16 to 64 bytes, got {len(store_key)}")
         self._pool = pool
         self.tier = tier
         self._codec = RawCodec(pool.shape)
@@ -101,6 +112,7 @@ class ChunkRecords:
                     tokens=chunk,
                     shape=self._pool.shape,
                 )
+                self._expect_finite(record)
             except RecordError as error:
                 self._counters[f"records_rejected.{error.reason}"] += 1
                 _LOG.warning("record %s not used: %s", key.hex(), error)
@@ -114,6 +126,12 @@ class ChunkRecords:
         keys, values = self._codec.decode(record.payload)
         self._pool.write_chunk(slot, keys, values)
         self._counters["loaded_chunks"] += 1
+
+    def _expect_finite(self, record: Record) -> None:
+        """Nothing that is not finite is ever offered, and restored it would fail every request that reads it."""
+        word, exponent = _EXPONENTS[self._pool.shape.dtype]
+        if int((np.frombuffer(record.payload, word) & exponent).max()) == exponent:
+            raise RecordError("values", "the payload holds NaN or infinity")
 
     def _announce(self, namespace: Namespace) -> None:
         if namespace.digest in self._announced:

@@ -21,6 +21,7 @@ import torch
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.loading import load_missing
 from kvtrie.api.model_facts import ModelFacts
+from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.model_runner import ModelRunner
 from kvtrie.api.request import Completion, Job, Request
 from kvtrie.api.sampler import Sampler
@@ -51,8 +52,15 @@ class EngineConfig:
 class Engine:
     """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock."""
 
-    def __init__(self, memory: KvMemory, facts: ModelFacts, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        memory: KvMemory,
+        facts: ModelFacts,
+        identity: ModelIdentity,
+        config: EngineConfig | None = None,
+    ) -> None:
         self.memory = memory
+        self._identity = identity
         self.config = config or EngineConfig()
         self.lock = threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
@@ -60,6 +68,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         """Oldest first: the last one is preempted first."""
+        self._is_stepping = False
         self._short = False
         """Memory ran out; nobody is admitted until someone leaves."""
 
@@ -70,6 +79,8 @@ class Engine:
             InputError: an empty prompt, a token outside the vocabulary, or more positions than the model has.
             PoolExhausted: prompt and completion together can never fit the pool.
         """
+        if request.max_new_tokens < 1 and not request.prefill_only:
+            raise InputError(f"max_new_tokens must be at least 1, got {request.max_new_tokens}")
         if len(request.tokens) or not request.prefill_only:
             self.check(request.tokens, request.max_new_tokens)
         completion = Completion(request, time.perf_counter())
@@ -101,7 +112,9 @@ class Engine:
             if not completion.done:
                 completion.cancel()
         with self.lock:
-            self._drop_cancelled()
+            # Inside a step only where a garbage collection has come to a stream: the next step drops it.
+            if not self._is_stepping:
+                self._drop_cancelled()
             for completion in completions:
                 if completion.kv is not None:
                     completion.kv.close()
@@ -129,12 +142,16 @@ class Engine:
             Exception: whatever the model itself raised. The requests of that step end with it.
         """
         with self.lock:
-            self._drop_cancelled()
-            self._admit()
-            batch = self._gather()
-            if batch:
-                self._compute(batch)
-            self.memory.check_if_asked()
+            self._is_stepping = True
+            try:
+                self._drop_cancelled()
+                self._admit()
+                batch = self._gather()
+                if batch:
+                    self._compute(batch)
+                self.memory.check_if_asked()
+            finally:
+                self._is_stepping = False
 
     # ---- who takes part
 
@@ -226,9 +243,21 @@ class Engine:
             for job, _ in batch:
                 self._finish(job, "error", error, poisoned=True)
             raise
+        # Compared after the pass: what changed during it counts too.
+        model = self._identity.digests()
         finite = torch.isfinite(logits).all(-1).tolist()
         for row, (job, rows) in enumerate(batch):
-            if finite[row]:
+            if not model.describe(job.completion.request.root.namespace):
+                self._finish(
+                    job,
+                    "error",
+                    InputError(
+                        "the model's weights or adapters changed while this request was under way; nothing of "
+                        "this step was cached. Let requests finish first, or cancel them"
+                    ),
+                    poisoned=True,
+                )
+            elif finite[row]:
                 self._advance(job, rows, logits[row])
             else:
                 self._finish(
@@ -252,9 +281,14 @@ class Engine:
         if request.prefill_only:
             self._finish(job, "prefilled")
             return
-        if job.sampler is None:
-            job.sampler = Sampler(request.sampling, logits.device)
-        token = job.sampler.next_token(logits, job.tokens)
+        try:
+            if job.sampler is None:
+                job.sampler = Sampler(request.sampling, logits.device)
+            token = job.sampler.next_token(logits, job.tokens)
+        except Exception as error:
+            # Settings that only this row's logits show to be impossible, e.g. a temperature of 1e-40.
+            self._finish(job, "error", error)
+            return
         job.tokens.append(token)
         completion.tokens.append(token)
         if completion.first_token_at is None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from kvtrie.api.attention_switch import PoolAttention
 from kvtrie.api.kv_memory import KvMemory
+from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.sequence_kv import SequenceKV
 from kvtrie.chunk_kernels import prepare_step
 from kvtrie.prefix_tree.errors import ModelOutputError, PoolExhausted
@@ -27,6 +28,7 @@ class PoolCache(Cache):  # type: ignore[misc]
     def __init__(
         self,
         memory: KvMemory,
+        identity: ModelIdentity,
         rows: list[SequenceKV],
         length: int,
         eos: frozenset[int],
@@ -36,6 +38,7 @@ class PoolCache(Cache):  # type: ignore[misc]
 
         Args:
             memory: where the rows' KV is.
+            identity: of the model; once that changes, rows go on and nothing more is kept.
             rows: one per prompt.
             length: columns of the padded batch that are in the cache.
             eos: a row that has generated one of these is fed padding from then on, which is not worth keeping.
@@ -43,11 +46,14 @@ class PoolCache(Cache):  # type: ignore[misc]
         """
         super().__init__(layers=[])
         self._memory = memory
+        self._identity = identity
         self._eos = eos
         self._lock = lock
         self._rows = rows
         self._length = length
         self._is_first = True
+        self._is_dirty = False
+        """A pass has begun and did not end well: what it wrote may not be finite."""
         self._has_generated = False
         self._input_ids: Tensor | None = None
 
@@ -134,6 +140,7 @@ class PoolCache(Cache):  # type: ignore[misc]
         )
         self._input_ids = ids
         step = prepare_step([row.step(new) for row in self._rows], self._memory.pool)
+        self._is_dirty = True
         return PoolAttention(self._memory.pool, step)
 
     def finish(self, output: Any) -> None:
@@ -146,23 +153,26 @@ class PoolCache(Cache):  # type: ignore[misc]
         if output is None or ids is None:
             return
         if not torch.isfinite(output.logits[:, -1]).all():
-            self.close(poisoned=True)
+            self.close()
             raise ModelOutputError(
                 "the model's logits are not finite; nothing of this step was cached. Check the weights and dtype"
             )
+        self._is_dirty = False
+        model = self._identity.digests()
         for row, tokens in zip(self._rows, ids.tolist()):
-            if self._has_generated and not self._eos.isdisjoint(tokens):
+            has_ended = self._has_generated and not self._eos.isdisjoint(tokens)
+            if has_ended or not model.describe(row.root.namespace):
                 row.seal()
             row.commit(tokens)
         self._has_generated = True
         self._length += ids.shape[1]
         self._memory.check_if_asked()
 
-    def close(self, *, poisoned: bool = False) -> None:
+    def close(self) -> None:
         """Gives back what the rows hold; whole chunks stay in the tree."""
         with self._lock:
             for row in self._rows:
-                row.close(poisoned=poisoned)
+                row.close(poisoned=self._is_dirty)
             self._rows = []
 
     def _expand(self, batch: int) -> None:

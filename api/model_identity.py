@@ -23,11 +23,19 @@ from kvtrie.prefix_tree import Namespace
 _VOLATILE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 """Config entries that do not change what the model computes, or that the namespace has a field for."""
 
+_TunerState = tuple[tuple[str, ...], bool, tuple[str, ...], tuple[tuple[str, float], ...]]
+
 
 @dataclass(frozen=True, slots=True)
-class _Digests:
+class Digests:
+    """What a model's own contents contribute to its namespaces."""
+
     weights: str
     adapter: str
+
+    def describe(self, namespace: Namespace) -> bool:
+        """Whether KV of this model belongs into `namespace`."""
+        return (namespace.weights, namespace.adapter) == (self.weights, self.adapter)
 
 
 class ModelIdentity:
@@ -40,14 +48,14 @@ class ModelIdentity:
         self._config = _config_digest(facts.config)
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
         self._tuners = _tuner_layers(facts.model)
-        self._known: dict[object, _Digests] = {}
+        self._known: dict[object, Digests] = {}
         self._weights_state: object = None
         self._weights = ""
-        self._namespaces: dict[tuple[str, str, _Digests], Namespace] = {}
+        self._namespaces: dict[tuple[str, str, Digests], Namespace] = {}
 
     def namespace(self, scope: str, salt: str = "") -> Namespace:
         """The namespace of `scope` for the model as it is now."""
-        digests = self._current()
+        digests = self.digests()
         known = self._namespaces.get((scope, salt, digests))
         if known is None:
             known = Namespace(
@@ -69,12 +77,15 @@ class ModelIdentity:
         self._known.clear()
         self._weights_state = None
 
-    def _current(self) -> _Digests:
+    def digests(self) -> Digests:
+        """Digests of the model as it is now; reads weights only where something changed."""
         weights_state = tuple((t.data_ptr(), _version(t)) for t in self._tensors())
-        adapter_state = tuple(_tuner_state(tuner) for _, tuner in self._tuners)
-        state = (weights_state, adapter_state)
-        digests = self._known.get(state)
+        digests = self._known.get((weights_state, self._adapter_state()))
         if digests is None:
+            # Adapters may have been added or removed since: their tensors came or went with them.
+            self._tuners = _tuner_layers(self._facts.model)
+            adapter_state = self._adapter_state()
+            state = (weights_state, adapter_state)
             # Adapters share the base's weights: switching between them must not read those again.
             # Merging writes through `.data`, which no version counts: what is merged is part of the state.
             merged = tuple(merged for _, _, merged, _ in adapter_state)
@@ -83,9 +94,12 @@ class ModelIdentity:
                 self._weights = _digest_tensors(self._base_tensors())
                 self._weights_state = base_state
                 self._known.clear()
-            digests = _Digests(self._weights, self._adapter_digest())
+            digests = Digests(self._weights, self._adapter_digest())
             self._known[state] = digests
         return digests
+
+    def _adapter_state(self) -> tuple[_TunerState, ...]:
+        return tuple(_tuner_state(tuner) for _, tuner in self._tuners)
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from self._facts.model.parameters()
@@ -129,7 +143,7 @@ def _containers(tuner: Any) -> tuple[str, ...]:
     return tuple(getattr(tuner, "adapter_layer_names", ())) or saved
 
 
-def _tuner_state(tuner: Any) -> tuple[tuple[str, ...], bool, tuple[str, ...], tuple[tuple[str, float], ...]]:
+def _tuner_state(tuner: Any) -> _TunerState:
     """Active adapters in order, whether all are off, which are merged into the weights, and scalings."""
     scaling = getattr(tuner, "scaling", None) or {}
     return (

@@ -57,7 +57,12 @@ class ModelRunner:
 
         Returns:
             fp32 logits `[len(last_rows), vocabulary]`.
+
+        Raises:
+            InputError: the model has been put into training mode, or its dtype or device changed.
         """
+        if self.facts.model.training:
+            raise InputError("the model is in training mode; call model.eval() first")
         device = self.facts.device
         with self._lock, torch.inference_mode(), attention_switched(self.facts.config):
             output = self.facts.model(

@@ -29,7 +29,7 @@ def check(tree: PrefixTree) -> None:
 def _check_node(tree: PrefixTree, node: Node) -> None:
     name = f"node {node.key.hex()} at depth {node.depth}"
     parent = node.parent
-    assert parent is not None and any(child is node for child in parent.all_children()), f"{name}: unlinked"
+    assert parent is not None and parent.find(node.root, node.tokens) is node, f"{name}: unlinked"
     assert node.depth == parent.depth + 1, f"{name}: depth"
     assert len(node.tokens) == tree.chunk_tokens * TOKEN_BYTES, f"{name}: not a whole chunk"
     before = b"".join(above.tokens for above in node.path())

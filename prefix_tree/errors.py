@@ -63,7 +63,7 @@ class RecordError(KvtrieError):
     """Bytes that are not the record that was asked for.
 
     `reason` is one word fit for a metric label: `magic`, `version`, `truncated`, `length`, `checksum`,
-    `namespace`, `key`, `parent`, `path`, `depth`, `tokens`, `shape`, `dtype`, `codec`.
+    `namespace`, `key`, `parent`, `path`, `depth`, `tokens`, `shape`, `dtype`, `codec`, `values`.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

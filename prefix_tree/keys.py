@@ -30,8 +30,6 @@ def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
     Raises:
         InputError: not one-dimensional, not integers, negative, or beyond int32.
     """
-    if type(tokens) is np.ndarray and tokens.dtype == np.int32 and tokens.ndim == 1:
-        return np.ascontiguousarray(tokens)
     array = np.asarray(tokens)
     if array.ndim != 1:
         raise InputError(f"tokens must be one-dimensional, got shape {array.shape}")
@@ -42,7 +40,7 @@ def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 0x7FFFFFFF:
         raise InputError(f"token id {low if low < 0 else high} is outside 0..2147483647")
-    return array.astype(np.int32)
+    return np.ascontiguousarray(array, np.int32)
 
 
 def chunk_keys(

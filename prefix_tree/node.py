@@ -11,8 +11,12 @@ Hits, last use and readers are kept on the deepest node a request touched; an an
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator, MutableSequence
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
+
+from sortedcontainers import SortedKeyList
 
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
     from kvtrie.prefix_tree.namespace import Namespace
 
 _by_tokens = attrgetter("tokens")
+
+Siblings = MutableSequence["Node"]
+"""Children of one namespace, ordered by their token bytes: a plain list while they are few, because that is
+small and fast, a `SortedKeyList` beyond, because a list moves half of itself at every change."""
+
+_FEW = 256
 
 
 class Residence:
@@ -76,9 +86,9 @@ class Node:
         self.tokens = tokens
         self.depth: int = parent.depth + 1 if parent is not None else 0
         """Chunks from the root, counting this one."""
-        self.children: list[Node] | None = None
+        self.children: Siblings | None = None
         """Same-namespace children, ordered by their token bytes: common prefixes are neighbours."""
-        self.grafts: dict[Root, list[Node]] | None = None
+        self.grafts: dict[Root, Siblings] | None = None
         """Children that belong to another namespace, by that namespace's root."""
         self.at: list[Residence | None] = [None] * tiers
         self.claim: Claim | None = None
@@ -93,7 +103,7 @@ class Node:
         """Whether any tier holds it."""
         return any(residence is not None for residence in self.at)
 
-    def siblings_for(self, root: Root) -> list[Node] | None:
+    def siblings_for(self, root: Root) -> Siblings | None:
         """This node's children in the namespace of `root`, ordered by token bytes."""
         if root is self.root:
             return self.children
@@ -104,10 +114,8 @@ class Node:
         siblings = self.siblings_for(root)
         if not siblings:
             return None
-        place = bisect_left(siblings, tokens, key=_by_tokens)
-        if place < len(siblings) and siblings[place].tokens == tokens:
-            return siblings[place]
-        return None
+        child = next(_onwards(siblings, tokens), None)
+        return child if child is not None and child.tokens == tokens else None
 
     def closest(self, root: Root, tokens: bytes) -> tuple[Node | None, int]:
         """The resident child sharing most leading tokens with `tokens`, and how many it shares.
@@ -118,9 +126,8 @@ class Node:
         siblings = self.siblings_for(root)
         best, shared = None, 0
         if siblings:
-            place = bisect_left(siblings, tokens, key=_by_tokens)
-            for walk in (range(place, len(siblings)), range(place - 1, -1, -1)):
-                node = next((siblings[i] for i in walk if siblings[i].is_resident), None)
+            for walk in (_onwards(siblings, tokens), _backwards(siblings, tokens)):
+                node = next((child for child in walk if child.is_resident), None)
                 if node is not None and (count := common_tokens(node.tokens, tokens)) > shared:
                     best, shared = node, count
         return best, shared
@@ -128,23 +135,22 @@ class Node:
     def add(self, child: Node) -> None:
         """Links `child` under this node, in token order."""
         if child.root is self.root:
-            if self.children is None:
-                self.children = [child]
-                return
-            siblings = self.children
+            self.children = _with(self.children, child)
         else:
             if self.grafts is None:
                 self.grafts = {}
-            siblings = self.grafts.setdefault(child.root, [])
-        insort(siblings, child, key=_by_tokens)
+            self.grafts[child.root] = _with(self.grafts.get(child.root), child)
 
     def remove(self, child: Node) -> None:
         """Unlinks `child`, which must be linked here."""
         siblings = self.siblings_for(child.root)
         assert siblings is not None
-        place = bisect_left(siblings, child.tokens, key=_by_tokens)
-        assert siblings[place] is child
-        del siblings[place]
+        if type(siblings) is list:
+            place = bisect_left(siblings, child.tokens, key=_by_tokens)
+            assert siblings[place] is child
+            del siblings[place]
+        else:
+            siblings.remove(child)
         if not siblings:
             if child.root is self.root:
                 self.children = None
@@ -184,6 +190,33 @@ class Root(Node):
     def scope(self) -> str:
         """The tenant or shared scope whose bytes these are."""
         return self.namespace.scope
+
+
+def _onwards(siblings: Siblings, tokens: bytes) -> Iterator[Node]:
+    """Siblings from `tokens` on, in order."""
+    if type(siblings) is list:
+        return islice(siblings, bisect_left(siblings, tokens, key=_by_tokens), None)
+    # By key, never by position: a SortedKeyList rebuilds its positional index after every change.
+    return siblings.irange_key(min_key=tokens)  # type: ignore[attr-defined, no-any-return]
+
+
+def _backwards(siblings: Siblings, tokens: bytes) -> Iterator[Node]:
+    """Siblings before `tokens`, nearest first."""
+    if type(siblings) is list:
+        place = bisect_left(siblings, tokens, key=_by_tokens)
+        return (siblings[i] for i in range(place - 1, -1, -1))
+    return siblings.irange_key(max_key=tokens, inclusive=(True, False), reverse=True)  # type: ignore[attr-defined, no-any-return]
+
+
+def _with(siblings: Siblings | None, child: Node) -> Siblings:
+    """`siblings` and `child`, in order."""
+    if siblings is None:
+        return [child]
+    if type(siblings) is not list:
+        siblings.add(child)  # type: ignore[attr-defined]
+        return siblings
+    insort(siblings, child, key=_by_tokens)
+    return siblings if len(siblings) <= _FEW else SortedKeyList(siblings, key=_by_tokens)
 
 
 def common_tokens(one: bytes, other: bytes) -> int:

@@ -352,7 +352,7 @@ class PrefixTree:
     ) -> Node:
         above = parent.at[tier]
         assert parent.depth == 0 or above is not None, "tiers are prefix-closed"
-        node = parent.find(root, chunk)
+        node = None if parent.children is None and parent.grafts is None else parent.find(root, chunk)
         if node is None:
             node = self._attach(parent, root, key, chunk, now)
         elif node.at[tier] is not None:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrie.api.byte_size import format_bytes
 from kvtrie.api.cli.console import table, write
+from kvtrie.api.cli.quantities import shown_bytes
 
 if TYPE_CHECKING:
     from kvtrie.api.demo.run import DemoResult
@@ -87,7 +87,7 @@ def _report(result: DemoResult) -> str:
             "",
             "TTFT: median time to first token of each tenant's requests after its first",
             f"tokens: {cached} of {prompt} prompt tokens served from the cache ({cached / prompt:.0%})",
-            f"memory: {format_bytes(result.kv_bytes)} of KV, {format_bytes(result.unshared_kv_bytes)} unshared "
+            f"memory: {shown_bytes(result.kv_bytes)} of KV, {shown_bytes(result.unshared_kv_bytes)} unshared "
             f"({result.unshared_kv_bytes / max(1, result.kv_bytes):.1f}x)",
         ]
     )

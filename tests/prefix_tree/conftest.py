@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from kvtrie.prefix_tree import Evicted, Match, Namespace, Node, PrefixTree, Root, Tier
 
 DEVICE, HOST = 0, 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kvtrie.prefix_tree import InputError, PinBudgetExceeded, check
 
 DEVICE, HOST = 0, 1

@@ -7,15 +7,19 @@ import random
 import sys
 
 import pytest
-from kvtrie.prefix_tree import InputError, Match, Namespace, PrefixTree, Tier, check, take_snapshot
 from xxhash import xxh3_128_digest
+
+from kvtrie.prefix_tree import InputError, Match, Namespace, PrefixTree, Tier, check, take_snapshot
 
 DEVICE, HOST = 0, 1
 
 
 def state(forest) -> object:
     """Everything a lookup could possibly disturb."""
-    nodes = [(n.key, n.hits, n.last_used_at, [r and (r.last_use, r.holds) for r in n.at]) for n in forest.tree.walk()]
+    nodes = [
+        (n.key, n.hits, n.last_used_at, [r and (r.last_use, r.holds) for r in n.at])
+        for n in forest.tree.walk()
+    ]
     return nodes, forest.tree._tick, dict(forest.tree._index), len(forest.tree.tiers[DEVICE].policy)
 
 
@@ -82,9 +86,7 @@ def test_one_key_for_everything_costs_speed_only(make_forest) -> None:
         forest.store("a", tokens)
     check(forest.tree)
     for tokens in itertools.product((1, 2, 3), repeat=4):
-        longest = max(
-            next((i for i in range(4) if tokens[i] != other[i]), 4) for other in stored
-        )
+        longest = max(next((i for i in range(4) if tokens[i] != other[i]), 4) for other in stored)
         assert forest.cached("a", tokens) == longest
     forest.evict(DEVICE, 1_000)
     assert len(forest.tree) == 0
@@ -239,7 +241,10 @@ def test_evict_frees_at_least_what_was_asked_and_no_more_leaves_than_that(forest
     large = forest.store("a", [2, 2], size_bytes=5)
     forest.store("a", [3, 3], size_bytes=1)
     gone = forest.tree.evict(DEVICE, 3, "asked")
-    assert [(e.node, e.handle, e.size_bytes) for e in gone] == [(small[0], "0:0+0", 2), (large[0], "0:0+0", 5)]
+    assert [(e.node, e.handle, e.size_bytes) for e in gone] == [
+        (small[0], "0:0+0", 2),
+        (large[0], "0:0+0", 5),
+    ]
     assert forest.tree.evictions == {"asked": 2}
     assert forest.tree.evict(DEVICE, 0) == []
 

@@ -22,8 +22,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from kvtrie.prefix_tree import Claim, Lease, Match, Namespace, Node, Pin, PinBudgetExceeded, PrefixTree, Tier, check
 from xxhash import xxh3_128_digest
+
+from kvtrie.prefix_tree import (
+    Claim,
+    Lease,
+    Match,
+    Namespace,
+    Node,
+    Pin,
+    PinBudgetExceeded,
+    PrefixTree,
+    Tier,
+    check,
+)
 
 Path = tuple[tuple[str, tuple[int, ...]], ...]
 """Steps from the first chunk to the last: the scope that owns it, and its tokens."""

@@ -1,0 +1,83 @@
+"""What is packaged is what there is, and importing the structure does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDERS = ("prefix_tree", "chunk_kernels", "store", "api")
+
+
+def found_packages() -> list[str]:
+    return sorted(
+        ".".join(("kvtrie", *init.parent.relative_to(REPOSITORY).parts))
+        for folder in FOLDERS
+        for init in (REPOSITORY / folder).rglob("__init__.py")
+    )
+
+
+def setuptools_table() -> dict:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def test_every_package_is_declared_and_every_declared_package_exists() -> None:
+    assert sorted(setuptools_table()["packages"]) == found_packages()
+    assert {f"kvtrie.{folder}" for folder in FOLDERS} <= set(found_packages())
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    for folder in FOLDERS:
+        for module in (REPOSITORY / folder).rglob("*.py"):
+            assert (module.parent / "__init__.py").exists(), (
+                f"{module} is in no package and would not be shipped"
+            )
+
+
+def test_every_top_folder_is_mapped_and_typed() -> None:
+    assert setuptools_table()["package-dir"] == {f"kvtrie.{folder}": folder for folder in FOLDERS}
+    for folder in FOLDERS:
+        assert (REPOSITORY / folder / "py.typed").exists(), folder
+
+
+@pytest.mark.parametrize("package", found_packages())
+def test_exported_names_are_sorted_and_resolve(package: str) -> None:
+    module = importlib.import_module(package)
+    exported = getattr(module, "__all__", None)
+    if exported is None:
+        pytest.skip("exports nothing")
+    assert list(exported) == sorted(set(exported))
+    assert [name for name in exported if not hasattr(module, name)] == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after a statement."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
+def test_the_structure_needs_no_torch() -> None:
+    loaded = loaded_by(
+        "import pkgutil, importlib, kvtrie.prefix_tree as package\n"
+        "for module in pkgutil.iter_modules(package.__path__):\n"
+        "    importlib.import_module(f'kvtrie.prefix_tree.{module.name}')"
+    )
+    assert "kvtrie" in loaded
+    assert not loaded & {"torch", "transformers", "triton"}
+
+
+def test_no_folder_is_importable_at_top_level() -> None:
+    """`import api` or `import store` must not find ours in a user's environment."""
+    code = f"import importlib.util as u; print([n for n in {FOLDERS} if u.find_spec(n)])"
+    ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
