@@ -41,7 +41,9 @@ def main() -> None:
     if not args.no_write:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"cpu-{str(made['date'])[:10]}-{made['commit']}.json"
-        path.write_text(json.dumps({"provenance": made, "figures": figures}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"provenance": made, "figures": figures}, indent=2) + "\n", encoding="utf-8"
+        )
         print(f"written to {path}")
 
 

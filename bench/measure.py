@@ -34,7 +34,9 @@ def median_seconds(call: Callable[[T], object], inputs: Iterable[T]) -> float:
 
 def provenance() -> dict[str, object]:
     """Where and on what a measurement was made."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -42,7 +44,9 @@ def provenance() -> dict[str, object]:
         "machine": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy", "sortedcontainers", "xxhash")},
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "numpy", "sortedcontainers", "xxhash")
+        },
     }
 
 

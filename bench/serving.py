@@ -10,10 +10,10 @@ import copy
 from typing import Any
 
 import torch
-from kvtrie.api import PrefixCachedModel
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from bench.measure import seconds
+from kvtrie.api import PrefixCachedModel
 
 SHARED_TOKENS = 2048
 OWN_TOKENS = 64
@@ -121,4 +121,3 @@ def _batch(model: Any, shared: list[int]) -> dict[str, float]:
         "batch_tokens_per_second": BATCH * NEW_TOKENS / reuse_s,
         "batch_throughput_ratio": plain_s / reuse_s,
     }
-

@@ -6,10 +6,10 @@ import time
 from statistics import median
 
 import numpy as np
-from kvtrie.prefix_tree import Namespace, PrefixTree, Tier, check
-from kvtrie.prefix_tree.keys import TokenArray
 
 from bench.measure import median_seconds
+from kvtrie.prefix_tree import Namespace, PrefixTree, Tier, check
+from kvtrie.prefix_tree.keys import TokenArray
 
 CHUNK_TOKENS = 64
 PROMPT_TOKENS = 2304

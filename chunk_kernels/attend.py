@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kvtrie.chunk_kernels.launch_plan import launch_plan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.chunk_kernels.two_phase import attend_two_phase
@@ -38,4 +39,9 @@ def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float)
         raise InputError(
             f"query is {query.dtype} on {query.device}, the pool is {pool.dtype} on {pool.device}"
         )
-    return attend_two_phase(query, pool, layer, step, scale)
+    if pool.device.type == "cpu":
+        return attend_two_phase(query, pool, layer, step, scale)
+    # Imported where it is needed: Triton is Linux only, and the CPU path does without.
+    from kvtrie.chunk_kernels.attend_triton import attend_triton
+
+    return attend_triton(query, pool, layer, launch_plan(step, query.shape[1] // shape.kv_heads), scale)

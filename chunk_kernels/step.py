@@ -1,29 +1,23 @@
-"""One step's work: the plan as tensors and as work items over the pool.
+"""One step, checked and placed: which sequences take part, and where their new tokens' KV goes.
 
-Phase 1, chunk-first: `RunItem`s, one run for all rows of its readers.
-Phase 2, sequence-first: `SlabItem`s, the short private runs of decode rows side by side, padded and masked;
-and `CausalItem`s, the new tokens of a prefill among themselves.
-Every item yields a partial (out, lse); partials of a row merge exactly.
+Each path of `attend` derives its own form of work from a step, once for all layers: items over views
+(`torch_work.py`), or the arrays of a kernel launch (`launch_plan.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.prefix_tree.errors import InputError
-from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run, make_plan
+from kvtrie.prefix_tree.plan import Plan
 
-SLAB_CHUNKS = 8
-"""Longest private run that goes into a slab; a longer one is worth an item of its own."""
-
-GATHER_EXTENT_CHUNKS = 4
-"""A run whose extents are shorter than this on average is gathered; else each extent is an item."""
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,86 +32,43 @@ class StepSequence:
     """New tokens of this step, at positions `context_tokens` onwards."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tokens of one path in the pool: `tokens` from `offset` on in these slots."""
-
-    slots: tuple[int, ...]
-    offset: int
-    tokens: int
-
-    @property
-    def adjacent(self) -> bool:
-        """Whether the slots follow each other, so that the span is a view."""
-        return self.slots[-1] - self.slots[0] == len(self.slots) - 1 and all(
-            b - a == 1 for a, b in pairwise(self.slots)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RunItem:
-    """Rows `[first_row, end_row)` attend to all of a span."""
-
-    span: Span
-    first_row: int
-    end_row: int
-    fresh: bool
-    """No earlier item touched these rows: the partial is stored, not merged."""
-
-
-@dataclass(frozen=True, slots=True)
-class CausalItem:
-    """Rows `[first_row, end_row)` attend to their own new tokens, each to those up to itself."""
-
-    span: Span
-    first_row: int
-    end_row: int
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SlabItem:
-    """One row per sequence; each attends to its own private run."""
-
-    rows: Tensor
-    """int64 `[sequences]`"""
-    slots: Tensor
-    """int64 `[sequences * chunks]`, for the gather."""
-    first_slot: int
-    """First slot of the first sequence."""
-    chunks: int
-    """Slots per sequence, the longest's; shorter runs are padded."""
-    stride: int | None
-    """Slots between consecutive sequences' first slots, where that is regular: then nothing is gathered."""
-    tokens: int
-    """Longest run."""
-    mask: Tensor | None
-    """Additive `[sequences, 1, 1, tokens]`; None where all runs are equally long."""
-    fresh: bool
-
-
-WorkItem = RunItem | CausalItem | SlabItem
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """A prepared step. Rows are in plan order; `row_order` says which of the caller's rows each one is."""
-
-    plan: Plan
-    rows: int
-    write_at: Tensor
-    """int64 `[rows]`, in the caller's order: where each new token's KV goes (`ChunkPool.write`)."""
-    row_order: Tensor | None
-    """int64 `[rows]`: the caller's row of each plan row; None where the two orders agree."""
-    items: tuple[WorkItem, ...]
-
-
-def prepare_step(sequences: Sequence[StepSequence], pool: ChunkPool) -> Step:
-    """Plans a step over a pool; rows of the caller are the sequences' new tokens, in order.
+    """A step over a pool. The caller's rows are the sequences' new tokens, one sequence after the other.
 
     Raises:
         InputError: a sequence without rows, without room for its new tokens, or with a slot outside the pool.
     """
+
+    def __init__(self, sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
+        _check(sequences, pool)
+        self.sequences = tuple(sequences)
+        self.pool = pool
+        self.rows = sum(sequence.rows for sequence in sequences)
+        self.write_at = torch.from_numpy(_write_at(sequences, pool.shape.chunk_tokens)).to(pool.device)
+        """int64 `[rows]`: slot * chunk_tokens + offset of each new token (`ChunkPool.write`)."""
+        self._derived: dict[Hashable, object] = {}
+
+    def derived(self, key: Hashable, make: Callable[[Step], Work]) -> Work:
+        """What `make` makes of this step, made once per key."""
+        if key not in self._derived:
+            self._derived[key] = make(self)
+        return self._derived[key]  # type: ignore[return-value]
+
+
+def prepare_step(sequences: Sequence[StepSequence], pool: ChunkPool) -> Step:
+    """A step over `pool`: see `Step`."""
+    return Step(sequences, pool)
+
+
+def caller_order(plan: Plan, sequences: Sequence[StepSequence]) -> list[int]:
+    """The caller's row of each row of the plan."""
+    starts = [0]
+    for sequence in sequences:
+        starts.append(starts[-1] + sequence.rows)
+    return [row for index in plan.order for row in range(starts[index], starts[index + 1])]
+
+
+def _check(sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
     chunk = pool.shape.chunk_tokens
     for sequence in sequences:
         needed = -(-(sequence.context_tokens + sequence.rows) // chunk)
@@ -128,100 +79,11 @@ def prepare_step(sequences: Sequence[StepSequence], pool: ChunkPool) -> Step:
             )
         if min(sequence.slots) < 0 or max(sequence.slots) >= pool.slots:
             raise InputError(f"slots {list(sequence.slots)} reach outside the pool of {pool.slots}")
-    # A decode row reads its own token from the pool like any other; a prefill's square is causal.
-    plan = make_plan(
-        [PlanSequence(s.slots, s.context_tokens + (s.rows == 1), s.rows) for s in sequences], chunk
-    )
-    caller_starts = [0]
+
+
+def _write_at(sequences: Sequence[StepSequence], chunk: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    places = []
     for sequence in sequences:
-        caller_starts.append(caller_starts[-1] + sequence.rows)
-    order = [r for i in plan.order for r in range(caller_starts[i], caller_starts[i + 1])]
-    write_at = [
-        s.slots[p // chunk] * chunk + p % chunk
-        for s in sequences
-        for p in range(s.context_tokens, s.context_tokens + s.rows)
-    ]
-    in_order = all(a == b for a, b in enumerate(order))
-    return Step(
-        plan=plan,
-        rows=len(order),
-        write_at=torch.tensor(write_at, dtype=torch.int64, device=pool.device),
-        row_order=None if in_order else torch.tensor(order, dtype=torch.int64, device=pool.device),
-        items=tuple(_items(plan, sequences, pool)),
-    )
-
-
-def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> list[WorkItem]:
-    chunk = pool.shape.chunk_tokens
-    touched = [False] * len(sequences)
-    items: list[WorkItem] = []
-    private: list[Run] = []
-    for run in plan.runs:
-        only = sequences[plan.order[run.first_reader]]
-        if run.readers == 1 and only.rows == 1 and len(run.slots) <= SLAB_CHUNKS:
-            private.append(run)
-            continue
-        rows = plan.row_starts[run.first_reader], plan.row_starts[run.end_reader]
-        for span in _spans(run, chunk):
-            readers = range(run.first_reader, run.end_reader)
-            items.append(RunItem(span, *rows, fresh=not any(touched[r] for r in readers)))
-            for reader in readers:
-                touched[reader] = True
-    for place, index in enumerate(plan.order):
-        sequence = sequences[index]
-        if sequence.rows > 1:
-            first = sequence.context_tokens // chunk
-            last = -(-(sequence.context_tokens + sequence.rows) // chunk)
-            span = Span(tuple(sequence.slots[first:last]), sequence.context_tokens % chunk, sequence.rows)
-            items.append(
-                CausalItem(span, plan.row_starts[place], plan.row_starts[place + 1], not touched[place])
-            )
-    for fresh in (True, False):
-        runs = [run for run in private if touched[run.first_reader] is not fresh]
-        if runs:
-            items.append(_slab(runs, plan, pool, fresh))
-    return items
-
-
-def _spans(run: Run, chunk: int) -> list[Span]:
-    """The run as adjacent stretches, or as one to gather where those would be too short."""
-    starts = [0] + [i for i in range(1, len(run.slots)) if run.slots[i] != run.slots[i - 1] + 1]
-    if len(starts) > 1 and len(run.slots) < len(starts) * GATHER_EXTENT_CHUNKS:
-        return [Span(run.slots, 0, run.tokens)]
-    spans = []
-    for start, end in zip(starts, [*starts[1:], len(run.slots)]):
-        tokens = min(end * chunk, run.tokens) - start * chunk
-        spans.append(Span(run.slots[start:end], 0, tokens))
-    return spans
-
-
-def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> SlabItem:
-    device = pool.device
-    chunks = max(len(run.slots) for run in runs)
-    tokens = max(run.tokens for run in runs)
-    firsts = [run.slots[0] for run in runs]
-    strides = {b - a for a, b in pairwise(firsts)} or {chunks}
-    regular = (
-        len(strides) == 1
-        and min(strides) >= 1
-        and firsts[-1] + chunks <= pool.slots
-        and all(Span(run.slots, 0, 1).adjacent for run in runs)
-    )
-    mask = None
-    if any(run.tokens != tokens for run in runs):
-        lengths = torch.tensor([run.tokens for run in runs], device=device)
-        beyond = torch.arange(tokens, device=device)[None] >= lengths[:, None]
-        mask = torch.zeros(beyond.shape, dtype=pool.dtype, device=device).masked_fill_(beyond, -torch.inf)
-        mask = mask[:, None, None]
-    # Padding repeats a run's own last slot: masked, and never another sequence's chunk.
-    padded = [run.slots + (run.slots[-1],) * (chunks - len(run.slots)) for run in runs]
-    return SlabItem(
-        rows=torch.tensor([plan.row_starts[run.first_reader] for run in runs], device=device),
-        slots=torch.tensor([slot for slots in padded for slot in slots], device=device),
-        first_slot=firsts[0],
-        chunks=chunks,
-        stride=strides.pop() if regular else None,
-        tokens=tokens,
-        mask=mask,
-        fresh=fresh,
-    )
+        positions = np.arange(sequence.context_tokens, sequence.context_tokens + sequence.rows)
+        places.append(np.asarray(sequence.slots, np.int64)[positions // chunk] * chunk + positions % chunk)
+    return np.concatenate(places)

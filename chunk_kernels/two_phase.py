@@ -11,20 +11,22 @@ from torch import Tensor
 
 from kvtrie.chunk_kernels.partial import merge, partial_attention
 from kvtrie.chunk_kernels.pool import ChunkPool
-from kvtrie.chunk_kernels.step import CausalItem, RunItem, SlabItem, Span, Step
+from kvtrie.chunk_kernels.step import Step
+from kvtrie.chunk_kernels.torch_work import CausalItem, RunItem, SlabItem, Span, torch_work
 
 
 def attend_two_phase(
     query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float
 ) -> tuple[Tensor, Tensor]:
     """See `kvtrie.chunk_kernels.attend.attend`."""
-    if step.row_order is not None:
-        query = query[step.row_order]
+    work = torch_work(step)
+    if work.row_order is not None:
+        query = query[work.row_order]
     rows, q_heads, _ = query.shape
     out = torch.zeros(rows, q_heads, pool.shape.value_dim, dtype=torch.float32, device=query.device)
     lse = torch.full((rows, q_heads), -torch.inf, dtype=torch.float32, device=query.device)
     keys, values = pool.k[layer], pool.v[layer]
-    for item in step.items:
+    for item in work.items:
         if isinstance(item, SlabItem):
             part = _slab(query[item.rows], keys, values, item, scale)
             where: Tensor | slice = item.rows
@@ -38,9 +40,9 @@ def attend_two_phase(
             out[where], lse[where] = part
         else:
             out[where], lse[where] = merge(out[where], lse[where], *part)
-    if step.row_order is not None:
-        back = torch.empty_like(step.row_order)
-        back[step.row_order] = torch.arange(rows, device=back.device)
+    if work.row_order is not None:
+        back = torch.empty_like(work.row_order)
+        back[work.row_order] = torch.arange(rows, device=back.device)
         out, lse = out[back], lse[back]
     return out.to(query.dtype), lse
 

@@ -20,8 +20,10 @@ HELP = "run several tenants' chat requests with the cache and without, compare, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--input", type=Path, metavar="FILE.jsonl", help='lines of {"tenant","system","user"}')
-    parser.add_argument("--model", metavar="DIR_OR_ID", help="default: a small random-weight Llama made on the spot")
+    parser.add_argument(
+        "--input", type=Path, metavar="FILE.jsonl", help='lines of {"tenant","system","user"}'
+    )
+    parser.add_argument("--model", metavar="DIR_OR_ID", help="default: a small random Llama made on the spot")
     parser.add_argument("--store", metavar="URL", help="lower tier: redis://..., http://... or unix:///...")
     parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV pool (default %(default)s)")
     parser.add_argument("--chunk-tokens", type=int, default=64, metavar="N", help="default %(default)s")
@@ -62,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(result: DemoResult) -> str:
-    rows = [("tenant", "requests", "prompt", "cached", "TTFT 1st", "TTFT", "uncached", "speed-up", "identical")]
+    rows = [
+        ("tenant", "requests", "prompt", "cached", "TTFT 1st", "TTFT", "uncached", "speed-up", "identical")
+    ]
     for tenant in result.tenants:
         rows.append(
             (

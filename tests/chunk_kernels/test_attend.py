@@ -7,41 +7,9 @@ import random
 import pytest
 import torch
 
-from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, attend_reference, prepare_step
+from kvtrie.chunk_kernels import StepSequence, attend, attend_reference, prepare_step
 from kvtrie.prefix_tree.errors import InputError
-from kvtrie.prefix_tree.shape import ChunkShape
-
-CHUNK = 16
-
-
-def make_pool(
-    kv_heads: int, key_dim: int, value_dim: int, dtype: str = "float32", slots: int = 96
-) -> ChunkPool:
-    pool = ChunkPool(ChunkShape(2, kv_heads, CHUNK, key_dim, value_dim, dtype), slots)
-    pool.k.normal_()
-    pool.v.normal_()
-    return pool
-
-
-def forest(rng: random.Random, slots: int, adjacent: bool) -> list[StepSequence]:
-    """Sequences over several roots, uneven depths, branches at every level; decode and prefill rows."""
-    free = list(range(slots))
-    if not adjacent:
-        rng.shuffle(free)
-    paths: list[list[int]] = [[]]
-    for _ in range(rng.randint(1, 6)):
-        paths.append([*rng.choice(paths), *(free.pop(0) for _ in range(rng.randint(1, 5)))])
-    sequences = []
-    for _ in range(rng.randint(1, 9)):
-        shared = rng.choice(paths)
-        rows = rng.choice([1, 1, 1, 2, 7, 33])
-        extra = rng.randint(0, 2 * CHUNK)
-        context = len(shared) * CHUNK + extra
-        need = -(-(context + rows) // CHUNK) - len(shared)
-        if need > len(free):
-            break
-        sequences.append(StepSequence([*shared, *(free.pop(0) for _ in range(need))], context, rows))
-    return sequences
+from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
 
 
 @pytest.mark.parametrize("adjacent", [True, False], ids=["adjacent", "scattered"])
@@ -53,8 +21,8 @@ def test_any_forest_matches_the_reference(
     torch.manual_seed(0)
     rng = random.Random(f"{kv_heads} {group} {key_dim} {adjacent}")
     for _ in range(8):
-        pool = make_pool(kv_heads, key_dim, value_dim)
-        sequences = forest(rng, pool.slots, adjacent)
+        pool = random_pool(kv_heads, key_dim, value_dim)
+        sequences = random_forest(rng, pool.slots, adjacent=adjacent)
         query = torch.randn(sum(s.rows for s in sequences), kv_heads * group, key_dim)
         step = prepare_step(sequences, pool)
         for layer in range(2):
@@ -66,8 +34,8 @@ def test_any_forest_matches_the_reference(
 
 def test_bf16_is_within_rounding_of_the_reference() -> None:
     torch.manual_seed(1)
-    pool = make_pool(2, 32, 32, "bfloat16")
-    sequences = forest(random.Random(5), pool.slots, adjacent=True)
+    pool = random_pool(2, 32, 32, "bfloat16")
+    sequences = random_forest(random.Random(5), pool.slots, adjacent=True)
     query = torch.randn(sum(s.rows for s in sequences), 4, 32).bfloat16()
     out, _ = attend(query, pool, 0, prepare_step(sequences, pool), 32**-0.5)
     expected, _ = attend_reference(query, pool, 0, sequences, 32**-0.5)
@@ -77,7 +45,7 @@ def test_bf16_is_within_rounding_of_the_reference() -> None:
 def test_every_key_counts() -> None:
     """The comparison is sharp enough to see one wrong token in a shared run."""
     torch.manual_seed(2)
-    pool = make_pool(2, 32, 32)
+    pool = random_pool(2, 32, 32)
     sequences = [StepSequence([0, 1, 2, slot], 3 * CHUNK + 3, 1) for slot in (3, 4, 5)]
     query = torch.randn(3, 4, 32)
     step = prepare_step(sequences, pool)
@@ -90,7 +58,7 @@ def test_every_key_counts() -> None:
 def test_padding_lanes_never_leak() -> None:
     """Tokens beyond a sequence's length, in its own slot, change nothing."""
     torch.manual_seed(3)
-    pool = make_pool(1, 32, 32)
+    pool = random_pool(1, 32, 32)
     sequences = [StepSequence([slot], length, 1) for slot, length in ((4, 3), (5, 9), (6, 0))]
     query = torch.randn(3, 2, 32)
     step = prepare_step(sequences, pool)
@@ -112,11 +80,11 @@ def test_padding_lanes_never_leak() -> None:
 )
 def test_a_step_that_cannot_be_is_refused(sequence: StepSequence, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        prepare_step([sequence], make_pool(1, 8, 8))
+        prepare_step([sequence], random_pool(1, 8, 8))
 
 
 def test_a_query_that_does_not_fit_is_refused() -> None:
-    pool = make_pool(2, 32, 32)
+    pool = random_pool(2, 32, 32)
     step = prepare_step([StepSequence([0], 3, 1)], pool)
     for query, says in (
         (torch.randn(2, 2, 32), "rows"),

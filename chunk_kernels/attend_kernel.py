@@ -1,0 +1,240 @@
+"""The Triton kernel of the two-phase attention: one program per work item and KV head.
+
+Launched twice over the same code. `STORES_PARTIAL` items attend to a shared run, or to a piece of a long private
+one, and leave (out, lse). The others finish rows: they attend to a private run (or to nothing), merge the partials
+that were left for their rows in registers, and write the output. `launch_plan.py` says what stands in the arrays.
+
+Reference: `kvtrie.chunk_kernels.reference`. Sources: ChunkAttention (arXiv 2402.15220) section 3.2 for the two
+phases; FlashAttention-2 (arXiv 2307.08691) algorithm 1 for the online softmax, here in base 2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend_items(
+    p_query,  # [rows, q_heads, KEY_DIM]
+    p_key,  # [kv_heads, slots, CHUNK, KEY_DIM]
+    p_value,  # [kv_heads, slots, CHUNK, VALUE_DIM]
+    p_key_scale,  # fp32 [kv_heads, slots, CHUNK], where QUANTISED
+    p_value_scale,
+    p_out,  # [rows, q_heads, VALUE_DIM]
+    p_lse,  # fp32 [rows, q_heads], natural logarithm
+    p_partial_out,  # fp32 [partials, VALUE_DIM]
+    p_partial_lse,  # fp32 [partials], base 2
+    p_items,  # int32 [items, ITEM_FIELDS]
+    p_counts,  # int32 [2]: items that store partials, items that finish
+    p_slots,  # int32 [table]
+    p_positions,  # int32 [rows], plan order
+    p_order,  # int32 [rows]: the caller's row of each plan row
+    p_merge_index,  # int32 [finishing items, 2]: first merge, merges
+    p_merges,  # int32 [merges, MERGE_FIELDS]
+    p_slopes,  # fp32 [q_heads], where HAS_ALIBI
+    p_sinks,  # fp32 [q_heads], where HAS_SINKS
+    scale,
+    softcap,
+    window,
+    kv_head_stride,  # elements of one KV head in p_key
+    value_head_stride,
+    scale_head_stride,
+    STORES_PARTIAL: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_KEY_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_ALIBI: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    log2e: tl.constexpr = 1.4426950408889634
+    i_item = tl.program_id(0)
+    i_head = tl.program_id(1)
+    # The grid covers a captured graph's capacity; the plan of the moment may have fewer items.
+    if i_item >= tl.load(p_counts + (0 if STORES_PARTIAL else 1)):
+        return
+    p_item = p_items + i_item * 9
+    first_row = tl.load(p_item)
+    rows = tl.load(p_item + 1)
+    m_start = tl.load(p_item + 2)
+    slots_at = tl.load(p_item + 3)
+    from_token = tl.load(p_item + 4)
+    end_token = tl.load(p_item + 5)
+    start_position = tl.load(p_item + 6)
+
+    o_m = m_start + tl.arange(0, BLOCK_M)
+    row = first_row + o_m // GROUP
+    head = i_head * GROUP + o_m % GROUP
+    m_row = o_m < rows * GROUP
+    caller_row = tl.load(p_order + row, mask=m_row, other=0).to(tl.int64)
+    position = tl.load(p_positions + row, mask=m_row, other=0)
+    o_key = tl.arange(0, BLOCK_KEY_DIM)
+    o_value = tl.arange(0, BLOCK_VALUE_DIM)
+    m_key = o_key < KEY_DIM
+    m_value = o_value < VALUE_DIM
+    o_head = (caller_row * KV_HEADS * GROUP + head).to(tl.int64)
+    # [BLOCK_M, BLOCK_KEY_DIM]
+    query = tl.load(
+        p_query + o_head[:, None] * KEY_DIM + o_key[None, :], mask=m_row[:, None] & m_key[None, :], other=0.0
+    )
+
+    # Causality and the window cut whole blocks off both ends of the run.
+    last = tl.max(tl.where(m_row, position, -1), 0) - start_position + 1
+    end_token = tl.minimum(end_token, last)
+    if HAS_WINDOW:
+        lowest = tl.min(tl.where(m_row, position, 2147483647), 0) - window + 1 - start_position
+        from_token = tl.maximum(from_token, lowest)
+
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_VALUE_DIM], tl.float32)
+    p_key_head = p_key + i_head.to(tl.int64) * kv_head_stride
+    p_value_head = p_value + i_head.to(tl.int64) * value_head_stride
+    for start in range(from_token, end_token, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N)
+        m_n = o_n < end_token
+        slot = tl.load(p_slots + slots_at + o_n // CHUNK, mask=m_n, other=0).to(tl.int64)
+        o_token = slot * CHUNK + o_n % CHUNK
+        # [BLOCK_KEY_DIM, BLOCK_N]
+        key = tl.load(
+            p_key_head + o_token[None, :] * KEY_DIM + o_key[:, None],
+            mask=m_key[:, None] & m_n[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
+        if QUANTISED:
+            o_scale = i_head.to(tl.int64) * scale_head_stride + o_token
+            scores *= tl.load(p_key_scale + o_scale, mask=m_n, other=0.0)[None, :]
+        if HAS_SOFTCAP:
+            # tanh by exponentials: exact enough in fp32, and every target has exp2.
+            scores = softcap * (1 - 2 / (tl.exp2(2 * log2e * scores / softcap) + 1))
+        distance = position[:, None] - (start_position + o_n)[None, :]
+        if HAS_ALIBI:
+            slope = tl.load(p_slopes + head, mask=m_row, other=0.0)
+            scores -= slope[:, None] * distance.to(tl.float32)
+        m_seen = m_n[None, :] & (distance >= 0)
+        if HAS_WINDOW:
+            m_seen = m_seen & (distance < window)
+        scores = tl.where(m_seen, scores * log2e, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        # A row that has seen no key yet has peak -inf; subtracting that from itself would be NaN.
+        anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        weights = tl.exp2(scores - anchor[:, None])
+        shrink = tl.exp2(peak - anchor)
+        total = total * shrink + tl.sum(weights, 1)
+        if QUANTISED:
+            weights *= tl.load(p_value_scale + o_scale, mask=m_n, other=0.0)[None, :]
+        # [BLOCK_N, BLOCK_VALUE_DIM]
+        value = tl.load(
+            p_value_head + o_token[:, None] * VALUE_DIM + o_value[None, :],
+            mask=m_n[:, None] & m_value[None, :],
+            other=0.0,
+        )
+        acc = acc * shrink[:, None]
+        acc += tl.dot(weights.to(query.dtype), value.to(query.dtype), input_precision=PRECISION)
+        peak = new_peak
+
+    if STORES_PARTIAL:
+        partial_at = tl.load(p_item + 7)
+        out = acc / tl.where(total == 0, 1.0, total)[:, None]
+        lse = tl.where(total == 0, float("-inf"), peak + tl.log2(total))
+        o_partial = partial_at.to(tl.int64) + i_head * rows * GROUP + o_m
+        tl.store(p_partial_lse + o_partial, lse, mask=m_row)
+        tl.store(
+            p_partial_out + o_partial[:, None] * VALUE_DIM + o_value[None, :],
+            out,
+            mask=m_row[:, None] & m_value[None, :],
+        )
+    else:
+        merges_at = tl.load(p_item + 8)
+        first_merge = tl.load(p_merge_index + merges_at * 2)
+        merges = tl.load(p_merge_index + merges_at * 2 + 1)
+        for i_merge in range(first_merge, first_merge + merges):
+            their_at = tl.load(p_merges + i_merge * 3).to(tl.int64)
+            their_first_row = tl.load(p_merges + i_merge * 3 + 1)
+            their_rows = tl.load(p_merges + i_merge * 3 + 2)
+            o_partial = their_at + i_head * their_rows * GROUP + (row - their_first_row) * GROUP + o_m % GROUP
+            their_lse = tl.load(p_partial_lse + o_partial, mask=m_row, other=float("-inf"))
+            their_out = tl.load(
+                p_partial_out + o_partial[:, None] * VALUE_DIM + o_value[None, :],
+                mask=m_row[:, None] & m_value[None, :],
+                other=0.0,
+            )
+            new_peak = tl.maximum(peak, their_lse)
+            anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            shrink = tl.exp2(peak - anchor)
+            weight = tl.exp2(their_lse - anchor)
+            acc = acc * shrink[:, None] + their_out * weight[:, None]
+            total = total * shrink + weight
+            peak = new_peak
+        if HAS_SINKS:
+            # A sink takes weight and gives nothing; added once, after everything else.
+            sink = tl.load(p_sinks + head, mask=m_row, other=float("-inf")) * log2e
+            new_peak = tl.maximum(peak, sink)
+            anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            shrink = tl.exp2(peak - anchor)
+            acc = acc * shrink[:, None]
+            total = total * shrink + tl.exp2(sink - anchor)
+            peak = new_peak
+        out = acc / tl.where(total == 0, 1.0, total)[:, None]
+        lse = tl.where(total == 0, float("-inf"), (peak + tl.log2(total)) / log2e)
+        tl.store(p_lse + o_head, lse, mask=m_row)
+        tl.store(
+            p_out + o_head[:, None] * VALUE_DIM + o_value[None, :],
+            out.to(p_out.dtype.element_ty),
+            mask=m_row[:, None] & m_value[None, :],
+        )
+
+
+@triton.jit
+def write_kv(
+    p_new_key,  # [rows, KV_HEADS, KEY_DIM]
+    p_new_value,  # [rows, KV_HEADS, VALUE_DIM]
+    p_key,  # [KV_HEADS, slots, CHUNK, KEY_DIM]
+    p_value,
+    p_write_at,  # int64 [rows]: slot * CHUNK + offset
+    key_row_stride,
+    key_head_stride,
+    value_row_stride,
+    value_head_stride,
+    pool_key_head_stride,
+    pool_value_head_stride,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_KEY_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+):
+    """Scatters one row's new keys and values of one KV head into its slot. Grid `(rows, kv_heads)`."""
+    i_row = tl.program_id(0).to(tl.int64)
+    i_head = tl.program_id(1).to(tl.int64)
+    place = tl.load(p_write_at + i_row)
+    o_key = tl.arange(0, BLOCK_KEY_DIM)
+    o_value = tl.arange(0, BLOCK_VALUE_DIM)
+    key = tl.load(
+        p_new_key + i_row * key_row_stride + i_head * key_head_stride + o_key, mask=o_key < KEY_DIM, other=0.0
+    )
+    tl.store(
+        p_key + i_head * pool_key_head_stride + place * KEY_DIM + o_key,
+        key.to(p_key.dtype.element_ty),
+        mask=o_key < KEY_DIM,
+    )
+    value = tl.load(
+        p_new_value + i_row * value_row_stride + i_head * value_head_stride + o_value,
+        mask=o_value < VALUE_DIM,
+        other=0.0,
+    )
+    tl.store(
+        p_value + i_head * pool_value_head_stride + place * VALUE_DIM + o_value,
+        value.to(p_value.dtype.element_ty),
+        mask=o_value < VALUE_DIM,
+    )

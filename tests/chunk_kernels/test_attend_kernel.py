@@ -1,0 +1,151 @@
+"""The Triton kernels against the fp32 reference: interpreted without a GPU, compiled with one."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kvtrie.chunk_kernels import ChunkPool, StepSequence, prepare_step
+from kvtrie.chunk_kernels.attend_triton import PLAIN, Variant, attend_triton, write_triton
+from kvtrie.chunk_kernels.launch_plan import Tiling, launch_plan
+from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SCALE = 0.17
+SPLITS = Tiling(block_m=16, block_n=32, split_tokens=64)
+"""Small pieces, so that private runs are split too."""
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the kernel does not write is NaN."""
+    plain = torch.empty
+
+    def poisoned(*sizes: int, **options: object) -> torch.Tensor:
+        return plain(*sizes, **options).fill_(float("nan"))  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr("kvtrie.chunk_kernels.attend_triton.torch.empty", poisoned)
+
+
+@dataclass(frozen=True)
+class Case:
+    kv_heads: int
+    group: int
+    key_dim: int
+    value_dim: int
+    dtype: str = "float32"
+    variant: Variant = PLAIN
+
+
+def oracle(
+    query: torch.Tensor, pool: ChunkPool, layer: int, sequences: list[StepSequence], variant: Variant
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention with every variant, in fp64, written apart from the reference and the kernel."""
+    outs, lses, first = [], [], 0
+    for sequence in sequences:
+        total = sequence.context_tokens + sequence.rows
+        rows = query[first : first + sequence.rows].double()
+        first += sequence.rows
+        slots = torch.tensor(sequence.slots, device=query.device)
+        keys = pool.k[layer].index_select(1, slots).flatten(1, 2)[:, :total].double()
+        values = pool.v[layer].index_select(1, slots).flatten(1, 2)[:, :total].double()
+        group = rows.shape[1] // keys.shape[0]
+        scores = torch.einsum("rhd,htd->hrt", rows, keys.repeat_interleave(group, 0)) * SCALE
+        if variant.softcap is not None:
+            scores = variant.softcap * torch.tanh(scores / variant.softcap)
+        position = torch.arange(sequence.context_tokens, total, device=query.device)[:, None]
+        distance = position - torch.arange(total, device=query.device)[None]
+        if variant.slopes is not None:
+            scores = scores - variant.slopes.double()[:, None, None] * distance
+        hidden = distance < 0
+        if variant.window is not None:
+            hidden = hidden | (distance >= variant.window)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if variant.sinks is not None:
+            sinks = variant.sinks.double()[:, None, None].expand(-1, sequence.rows, 1)
+            weights = torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
+            lses.append(torch.logsumexp(torch.cat([scores, sinks], -1), -1).T)
+        else:
+            weights = torch.softmax(scores, -1)
+            lses.append(torch.logsumexp(scores, -1).T)
+        outs.append(torch.einsum("hrt,htd->rhd", weights, values.repeat_interleave(group, 0)))
+    return torch.cat(outs), torch.cat(lses)
+
+
+def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = SPLITS) -> None:
+    torch.manual_seed(seed)
+    pool = random_pool(case.kv_heads, case.key_dim, case.value_dim, case.dtype, device=DEVICE)
+    sequences = random_forest(random.Random(seed), pool.slots, adjacent=adjacent, most_rows=9)
+    rows = sum(sequence.rows for sequence in sequences)
+    query = torch.randn(rows, case.kv_heads * case.group, case.key_dim, device=DEVICE).to(pool.dtype)
+    launch = launch_plan(prepare_step(sequences, pool), case.group, tiling)
+    out, lse = attend_triton(query, pool, 1, launch, SCALE, case.variant)
+    expected, expected_lse = oracle(query, pool, 1, sequences, case.variant)
+    tolerance = 1e-5 if case.dtype == "float32" else 2e-3
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=max(1e-5, tolerance / 10))
+
+
+@pytest.mark.parametrize("adjacent", [True, False], ids=["adjacent", "scattered"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, 1, 64, 64),
+        Case(1, 3, 80, 80),
+        Case(2, 4, 32, 32),
+        Case(1, 7, 96, 96),
+        Case(1, 8, 48, 32),
+        Case(1, 4, 128, 128, "float16"),
+        Case(1, 2, 192, 128, "float16"),
+        Case(1, 1, 256, 256),
+    ],
+    ids=str,
+)
+def test_any_forest_matches_the_oracle(case: Case, adjacent: bool) -> None:
+    for seed in (1, 2):
+        compare(case, seed, adjacent=adjacent)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(window=20),
+        Variant(window=1),
+        Variant(softcap=3.0),
+        Variant(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE)),
+        Variant(sinks=torch.tensor([0.5, -1.0, 3.0, 0.0], device=DEVICE)),
+        Variant(window=33, softcap=5.0, sinks=torch.tensor([1.0, 2.0, -3.0, 0.5], device=DEVICE)),
+    ],
+    ids=["window", "window 1", "softcap", "alibi", "sinks", "window softcap sinks"],
+)
+def test_variants(variant: Variant) -> None:
+    for seed in (3, 4):
+        compare(Case(2, 2, 32, 32, variant=variant), seed, adjacent=True)
+
+
+@pytest.mark.parametrize("block_m", [16, 32, 64])
+def test_tilings_agree(block_m: int) -> None:
+    tiling = Tiling(block_m=block_m, block_n=16, split_tokens=48)
+    compare(Case(2, 3, 32, 32), 5, adjacent=True, tiling=tiling)
+
+
+def test_new_keys_and_values_land_in_their_slots() -> None:
+    torch.manual_seed(0)
+    pool = random_pool(2, 24, 40, device=DEVICE)
+    expected = random_pool(2, 24, 40, device=DEVICE)
+    expected.k.copy_(pool.k)
+    expected.v.copy_(pool.v)
+    sequences = [StepSequence([3, 9], CHUNK - 2, 5), StepSequence([4], 0, 1)]
+    step = prepare_step(sequences, pool)
+    # As the model hands them over: heads first, transposed, not contiguous.
+    key = torch.randn(2, 6, 24, device=DEVICE).transpose(0, 1)
+    value = torch.randn(2, 6, 40, device=DEVICE).transpose(0, 1)
+    write_triton(pool, 1, step.write_at, key, value)
+    expected.write(1, step.write_at, key, value)
+    assert torch.equal(pool.k, expected.k)
+    assert torch.equal(pool.v, expected.v)
