@@ -7,6 +7,7 @@ from torch import Tensor
 from kvtrie.chunk_kernels.launch_plan import launch_plan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
+from kvtrie.chunk_kernels.tilings import tilings_for
 from kvtrie.chunk_kernels.two_phase import attend_two_phase
 from kvtrie.prefix_tree.errors import InputError
 
@@ -44,4 +45,5 @@ def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float)
     # Imported where it is needed: Triton is Linux only, and the CPU path does without.
     from kvtrie.chunk_kernels.attend_triton import attend_triton
 
-    return attend_triton(query, pool, layer, launch_plan(step, query.shape[1] // shape.kv_heads), scale)
+    group = query.shape[1] // shape.kv_heads
+    return attend_triton(query, pool, layer, launch_plan(step, group, tilings_for(step, group)), scale)

@@ -46,7 +46,7 @@ def attend_triton(
     Returns:
         out `[rows, q_heads, value_dim]` in the query's dtype, natural-log lse `[rows, q_heads]` in fp32.
     """
-    shape, cut = pool.shape, launch.tiling
+    shape = pool.shape
     query = query.contiguous()
     rows, q_heads, _ = query.shape
     keys, values = pool.k[layer], pool.v[layer]
@@ -57,9 +57,9 @@ def attend_triton(
     )
     partial_lse = torch.empty(max(1, launch.partials), dtype=torch.float32, device=query.device)
     none = partial_lse  # stands in for pointers the variant does not read
-    for stores_partial, items, count in (
-        (True, launch.items_partial, launch.partial_items),
-        (False, launch.items_finish, launch.finish_items),
+    for stores_partial, items, count, cut in (
+        (True, launch.items_partial, launch.partial_items, launch.tilings.partial),
+        (False, launch.items_finish, launch.finish_items, launch.tilings.finish),
     ):
         if count == 0:
             continue

@@ -47,10 +47,20 @@ class Tiling:
 
 
 @dataclass(frozen=True, slots=True)
+class Tilings:
+    """How a step's two launches are cut."""
+
+    partial: Tiling = Tiling()
+    """Shared runs, with the rows of all their readers, and pieces of long private runs."""
+    finish: Tiling = Tiling()
+    """Each sequence's own rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """One step, ready to launch; tensors int32 on the pool's device."""
 
-    tiling: Tiling
+    tilings: Tilings
     partial_items: int
     finish_items: int
     partials: int
@@ -73,24 +83,23 @@ class LaunchPlan:
     """`[merges, MERGE_FIELDS]`"""
 
 
-def launch_plan(step: Step, group: int, tiling: Tiling | None = None) -> LaunchPlan:
+def launch_plan(step: Step, group: int, tilings: Tilings) -> LaunchPlan:
     """The step's arrays for the kernel; made once per step, for all layers.
 
     Args:
         step: from `prepare_step`.
         group: query heads per KV head.
-        tiling: how to cut the work; default `Tiling()`.
+        tilings: how to cut the work.
     """
-    cut = tiling or Tiling()
-    return step.derived((LaunchPlan, group, cut), lambda step: _make(step, group, cut))
+    return step.derived((LaunchPlan, group, tilings), lambda step: _make(step, group, tilings))
 
 
-def _make(step: Step, group: int, cut: Tiling) -> LaunchPlan:
+def _make(step: Step, group: int, tilings: Tilings) -> LaunchPlan:
     sequences, pool = step.sequences, step.pool
     plan = make_plan(
         [PlanSequence(s.slots, s.context_tokens + s.rows, s.rows) for s in sequences], pool.shape.chunk_tokens
     )
-    builder = _Builder(plan, cut, group, pool.shape.kv_heads)
+    builder = _Builder(plan, tilings, group, pool.shape.kv_heads)
     private: list[Run | None] = [None] * len(sequences)
     for run in plan.runs:
         if run.readers == 1:
@@ -107,9 +116,9 @@ def _make(step: Step, group: int, cut: Tiling) -> LaunchPlan:
 class _Builder:
     """Gathers items as lists; `upload` makes tensors of them."""
 
-    def __init__(self, plan: Plan, cut: Tiling, group: int, kv_heads: int) -> None:
+    def __init__(self, plan: Plan, tilings: Tilings, group: int, kv_heads: int) -> None:
         self._plan = plan
-        self._cut = cut
+        self._tilings = tilings
         self._group = group
         self._kv_heads = kv_heads
         self._slots: list[int] = []
@@ -128,12 +137,12 @@ class _Builder:
         """Items over all pieces of a run, each leaving a partial for every row of the run's readers."""
         first_row = self._plan.row_starts[run.first_reader]
         rows = self._plan.row_starts[run.end_reader] - first_row
-        pieces = -(-run.tokens // self._cut.split_tokens)
-        piece = -(-run.tokens // pieces // self._cut.block_n) * self._cut.block_n
-        piece = max(piece, self._cut.block_n)
+        cut = self._tilings.partial
+        pieces = -(-run.tokens // cut.split_tokens)
+        piece = max(1, -(-run.tokens // pieces // cut.block_n)) * cut.block_n
         for begin in range(0, run.tokens, piece):
             end = min(begin + piece, run.tokens)
-            for m_start in range(0, rows * self._group, self._cut.block_m):
+            for m_start in range(0, rows * self._group, cut.block_m):
                 self._partial.append(
                     (first_row, rows, m_start, slots_at, begin, end, run.start_token, self._partials, 0)
                 )
@@ -147,11 +156,11 @@ class _Builder:
         slots_at, end, start = 0, 0, 0
         if run is not None:
             slots_at = self.put_slots(run)
-            if run.tokens > self._cut.split_tokens:
+            if run.tokens > self._tilings.finish.split_tokens:
                 self.add_partials(run, slots_at)
             else:
                 end, start = run.tokens, run.start_token
-        for m_start in range(0, (end_row - first_row) * self._group, self._cut.block_m):
+        for m_start in range(0, (end_row - first_row) * self._group, self._tilings.finish.block_m):
             self._finish.append((first_row, end_row - first_row, m_start, slots_at, 0, end, start, 0, place))
 
     def upload(
@@ -186,7 +195,7 @@ class _Builder:
             for piece, array in zip(torch.split(torch.from_numpy(packed).to(device), sizes), arrays)
         ]
         return LaunchPlan(
-            self._cut,
+            self._tilings,
             len(self._partial),
             len(self._finish),
             self._partials,

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, prepare_step
 from kvtrie.chunk_kernels.attend_triton import PLAIN, Variant, attend_triton, write_triton
-from kvtrie.chunk_kernels.launch_plan import Tiling, launch_plan
+from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +83,7 @@ def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = SPLITS) -
     sequences = random_forest(random.Random(seed), pool.slots, adjacent=adjacent, most_rows=9)
     rows = sum(sequence.rows for sequence in sequences)
     query = torch.randn(rows, case.kv_heads * case.group, case.key_dim, device=DEVICE).to(pool.dtype)
-    launch = launch_plan(prepare_step(sequences, pool), case.group, tiling)
+    launch = launch_plan(prepare_step(sequences, pool), case.group, Tilings(tiling, tiling))
     out, lse = attend_triton(query, pool, 1, launch, SCALE, case.variant)
     expected, expected_lse = oracle(query, pool, 1, sequences, case.variant)
     tolerance = 1e-5 if case.dtype == "float32" else 2e-3

@@ -1,0 +1,83 @@
+"""Which tiling ships for which target: committed tables under `tuned/`, one per architecture.
+
+A table is a list from narrow to wide; the first row that fits a launch is taken. `python -m bench.kernels`
+compiles every row ahead of time for its target and fails on any that spills or does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings
+from kvtrie.chunk_kernels.step import Step
+from kvtrie.prefix_tree.errors import InputError
+
+TABLES = Path(__file__).parent / "tuned"
+FALLBACK = "sm_80"
+"""The table for devices that have none of their own: the tightest of the NVIDIA ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedTiling:
+    """One row of a table."""
+
+    dtype: str
+    most_dim: int
+    """Largest of key and value dim it is for."""
+    most_pairs: int | None
+    """Most (row, group head) pairs per reader set it is for; None for any number."""
+    tiling: Tiling
+
+
+@cache
+def tuned_tilings(target: str) -> tuple[TunedTiling, ...]:
+    """The table of a target, e.g. `sm_90`.
+
+    Raises:
+        InputError: there is no table of that name.
+    """
+    path = TABLES / f"{target}.json"
+    if not path.is_file():
+        raise InputError(f"no tilings for {target!r}; there are {sorted(p.stem for p in TABLES.glob('*.json'))}")
+    rows = []
+    for row in json.loads(path.read_text(encoding="utf-8"))["tilings"]:
+        keys = (row.pop("dtype"), row.pop("most_dim"), row.pop("most_pairs"))
+        rows.append(TunedTiling(*keys, Tiling(**row)))
+    return tuple(rows)
+
+
+def tiling_for(target: str, dtype: str, dim: int, pairs: int) -> Tiling:
+    """The tiling for heads of `dim` and tiles of about `pairs` (row, group head) pairs.
+
+    Raises:
+        InputError: no row is wide enough.
+    """
+    for row in tuned_tilings(target):
+        if row.dtype == dtype and dim <= row.most_dim and (row.most_pairs is None or pairs <= row.most_pairs):
+            return row.tiling
+    raise InputError(f"no tiling on {target} for {dtype} heads of dim {dim}; the kernels go up to 256")
+
+
+def tilings_for(step: Step, group: int) -> Tilings:
+    """What a step's two launches are cut by, on the device of its pool."""
+    shape = step.pool.shape
+    target, dim = target_of(step.pool.device), max(shape.key_dim, shape.value_dim)
+    most_rows = max(sequence.rows for sequence in step.sequences)
+    return Tilings(
+        partial=tiling_for(target, shape.dtype, dim, step.rows * group),
+        finish=tiling_for(target, shape.dtype, dim, most_rows * group),
+    )
+
+
+def target_of(device: torch.device) -> str:
+    """The table name of a device; `FALLBACK` for one without a table, and for the interpreter."""
+    if device.type != "cuda":
+        return FALLBACK
+    properties = torch.cuda.get_device_properties(device)
+    name = getattr(properties, "gcnArchName", "").split(":")[0] or f"sm_{properties.major}{properties.minor}"
+    return name if (TABLES / f"{name}.json").is_file() else FALLBACK
