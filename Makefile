@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench kernels clean
 
 demo: $(READY)
 	$(BIN)/kvtrie demo
@@ -20,6 +20,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+kernels: $(READY)
+	$(BIN)/python -m bench.kernels
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
-from kvtrie.api.forward_gate import ForwardGate
+from kvtrie.api.forward_gate import ForwardGate, lock_of
 from kvtrie.api.generate_arguments import eos_tokens, prompts_of, refuse_unservable
 from kvtrie.api.hf_cache import PoolCache
 from kvtrie.api.kv_memory import KvMemory
@@ -89,6 +89,8 @@ class PrefixCachedModel:
         self._tenant = tenant
         self._scopes = Scopes(shared, salt)
         self._scopes.of_tenant(tenant)
+        if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool):
+            raise InputError(f"chunk_tokens must be a whole number of tokens, got {chunk_tokens!r}")
         shape = self._facts.chunk_shape(chunk_tokens)
         memory_bytes = parse_bytes(memory)
         pin_bytes = None if pin_budget is None else parse_bytes(pin_budget)
@@ -109,8 +111,8 @@ class PrefixCachedModel:
             if self._lower is not None:
                 self._lower.close()
             raise
-        self.engine = Engine(self._memory, self._facts, self._identity, engine)
-        self._gate = ForwardGate(self._facts.model, self._facts.config, self.engine.lock)
+        self.engine = Engine(self._memory, self._facts, self._identity, engine, lock_of(self._facts.model))
+        self._gate = ForwardGate(self._facts.model, self._facts.config, self._memory, self.engine.lock)
         self._closed = False
 
     # ---- generating
@@ -145,6 +147,7 @@ class PrefixCachedModel:
         elif arguments.get("input_ids") is not None:
             raise InputError("generate() got both inputs and input_ids; pass one")
         refuse_unservable(arguments, generation_config or base.generation_config)
+        arguments.pop("past_key_values", None)
         fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
         effective, _ = base._prepare_generation_config(generation_config, **fields)
         for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):

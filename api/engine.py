@@ -58,11 +58,12 @@ class Engine:
         facts: ModelFacts,
         identity: ModelIdentity,
         config: EngineConfig | None = None,
+        lock: threading.RLock | None = None,
     ) -> None:
         self.memory = memory
         self._identity = identity
         self.config = config or EngineConfig()
-        self.lock = threading.RLock()
+        self.lock = lock if lock is not None else threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
         self._runner = ModelRunner(facts, memory.pool, self.lock)
         self._waiting: deque[Job] = deque()
@@ -185,16 +186,20 @@ class Engine:
     def _gather(self) -> list[tuple[Job, int]]:
         """Jobs and how many rows each gets, with room reserved; the youngest make way when memory is short."""
         batch: list[tuple[Job, int]] = []
-        budget = self.config.step_tokens
+        # Decoding sequences come first: a long prompt must not hold up the others' next tokens.
+        decoding = sum(job.to_compute == 1 for job in self._running)
+        budget = max(1, self.config.step_tokens - decoding)
         for job in list(self._running):
-            if job.kv is None or budget == 0:
+            if job.kv is None:
                 continue
-            rows = min(job.to_compute, budget)
+            rows = min(job.to_compute, budget) if job.to_compute > 1 else 1
+            if rows == 0:
+                continue
             while job.kv is not None and not job.kv.reserve(rows):
                 self._make_way(job)
             if job.kv is not None:
                 batch.append((job, rows))
-                budget -= rows
+                budget -= rows if job.to_compute > 1 else 0
         return batch
 
     def _make_way(self, job: Job) -> None:

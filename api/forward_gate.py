@@ -1,5 +1,7 @@
 """Hooks on a wrapped model: one forward pass at a time, and ours only where our cache is.
 
+Several wrappers of one model share one lock: with one each, two threads would take them in either order.
+
 A call of the caller's own, `model(...)`, waits its turn and then runs as if nothing were wrapped. A pass of
 Hugging Face's generate loop over a `PoolCache` gets the step as a keyword and our attention, for that pass.
 """
@@ -14,6 +16,7 @@ from torch import nn
 
 from kvtrie.api.attention_switch import KEYWORD, attention_switched
 from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.kv_memory import KvMemory
 
 _Hold = AbstractContextManager[None] | None
 
@@ -21,9 +24,10 @@ _Hold = AbstractContextManager[None] | None
 class ForwardGate:
     """Installed from construction until `close`."""
 
-    def __init__(self, model: nn.Module, config: Any, lock: threading.RLock) -> None:
+    def __init__(self, model: nn.Module, config: Any, memory: KvMemory, lock: threading.RLock) -> None:
         self._config = config
-        self._lock = lock
+        self._memory = memory
+        self.lock = lock
         self._switches: list[_Hold] = []
         """One entry per pass under way, innermost last; only its lock's holder touches it."""
         self._hooks = [
@@ -39,11 +43,11 @@ class ForwardGate:
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._lock.acquire()
+        self.lock.acquire()
         # Pushed before anything can fail: `_leave` runs in any case, and takes exactly one entry.
         self._switches.append(None)
-        cache = kwargs.get("past_key_values")
-        if not isinstance(cache, PoolCache):
+        cache = self._own_cache(kwargs)
+        if cache is None:
             return None
         inputs = dict(kwargs)
         inputs[KEYWORD] = cache.begin(inputs)
@@ -57,8 +61,21 @@ class ForwardGate:
             switch = self._switches.pop()
             if switch is not None:
                 switch.__exit__(None, None, None)
-            cache = kwargs.get("past_key_values")
-            if isinstance(cache, PoolCache):
+            cache = self._own_cache(kwargs)
+            if cache is not None:
                 cache.finish(output)
         finally:
-            self._lock.release()
+            self.lock.release()
+
+    def _own_cache(self, kwargs: dict[str, Any]) -> PoolCache | None:
+        cache = kwargs.get("past_key_values")
+        return cache if isinstance(cache, PoolCache) and cache.memory is self._memory else None
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """The lock that a model's gates hold during its forward passes; a new one where it has no gate yet."""
+    for hook in model._forward_pre_hooks.values():
+        gate = getattr(hook, "__self__", None)
+        if isinstance(gate, ForwardGate):
+            return gate.lock
+    return threading.RLock()

@@ -45,7 +45,7 @@ class PoolCache(Cache):  # type: ignore[misc]
             lock: held whenever tree or pool change.
         """
         super().__init__(layers=[])
-        self._memory = memory
+        self.memory = memory
         self._identity = identity
         self._eos = eos
         self._lock = lock
@@ -130,7 +130,7 @@ class PoolCache(Cache):  # type: ignore[misc]
         for row in self._rows:
             if not row.reserve(new):
                 raise PoolExhausted(
-                    f"generate() runs {len(self._rows)} rows at once and the pool of {self._memory.pool.slots} "
+                    f"generate() runs {len(self._rows)} rows at once and the pool of {self.memory.pool.slots} "
                     "chunks is full; give PrefixCachedModel more memory=, or a smaller batch or fewer beams"
                 )
         inputs["input_ids"] = ids
@@ -139,9 +139,9 @@ class PoolCache(Cache):  # type: ignore[misc]
             [range(row.context_tokens, row.context_tokens + new) for row in self._rows], device=ids.device
         )
         self._input_ids = ids
-        step = prepare_step([row.step(new) for row in self._rows], self._memory.pool)
+        step = prepare_step([row.step(new) for row in self._rows], self.memory.pool)
         self._is_dirty = True
-        return PoolAttention(self._memory.pool, step)
+        return PoolAttention(self.memory.pool, step)
 
     def finish(self, output: Any) -> None:
         """Takes in what the forward pass computed; `output` is None where it failed.
@@ -166,7 +166,7 @@ class PoolCache(Cache):  # type: ignore[misc]
             row.commit(tokens)
         self._has_generated = True
         self._length += ids.shape[1]
-        self._memory.check_if_asked()
+        self.memory.check_if_asked()
 
     def close(self) -> None:
         """Gives back what the rows hold; whole chunks stay in the tree."""

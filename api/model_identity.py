@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -79,11 +80,15 @@ class ModelIdentity:
 
     def digests(self) -> Digests:
         """Digests of the model as it is now; reads weights only where something changed."""
-        weights_state = tuple((t.data_ptr(), _version(t)) for t in self._tensors())
+        weights_state = _weights_state(self._facts.model)
         digests = self._known.get((weights_state, self._adapter_state()))
         if digests is None:
             # Adapters may have been added or removed since: their tensors came or went with them.
             self._tuners = _tuner_layers(self._facts.model)
+            for _, tuner in self._tuners:
+                if getattr(tuner, "disable_adapters", False) and getattr(tuner, "merged", False):
+                    # As PEFT does itself, but in the next forward pass: by then the namespace was chosen.
+                    tuner.unmerge()
             adapter_state = self._adapter_state()
             state = (weights_state, adapter_state)
             # Adapters share the base's weights: switching between them must not read those again.
@@ -101,14 +106,13 @@ class ModelIdentity:
     def _adapter_state(self) -> tuple[_TunerState, ...]:
         return tuple(_tuner_state(tuner) for _, tuner in self._tuners)
 
-    def _tensors(self) -> Iterator[Tensor]:
-        yield from self._facts.model.parameters()
-        yield from self._facts.model.buffers()
-
     def _base_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights without adapters, under the names they have in the model without any."""
         adapters = {id(t) for _, tuner in self._tuners for _, t in _adapter_tensors(tuner, None)}
-        for name, tensor in self._facts.model.state_dict(keep_vars=True).items():
+        model = self._facts.model
+        # Buffers that no state dict has count too: `.to(bfloat16)` rounds RoPE's frequencies, loading does not.
+        named = (model.named_parameters, model.named_buffers)
+        for name, tensor in chain.from_iterable(tensors(remove_duplicate=False) for tensors in named):
             if id(tensor) not in adapters:
                 yield name.replace(".base_layer.", "."), tensor
 
@@ -168,6 +172,21 @@ def _adapter_tensors(tuner: Any, adapter: str | None) -> Iterator[tuple[str, Ten
             else:
                 for inner, tensor in part.state_dict(keep_vars=True).items():
                     yield f"{container_name}.{inner}", tensor
+
+
+def _weights_state(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """`(data_ptr, _version)` of every parameter and buffer.
+
+    Compared at every step, so by hand: `Module.parameters()` takes five times as long.
+    """
+    modules: list[nn.Module | None] = [model]
+    tensors: list[Tensor | None] = []
+    for module in modules:
+        if module is not None:
+            tensors += module._parameters.values()
+            tensors += module._buffers.values()
+            modules += module._modules.values()
+    return tuple([(tensor.data_ptr(), _version(tensor)) for tensor in tensors if tensor is not None])
 
 
 def _version(tensor: Tensor) -> int:

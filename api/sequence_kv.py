@@ -134,12 +134,13 @@ class SequenceKV:
         memory, tree = self._memory, self._memory.tree
         whole, rest = divmod(tokens, memory.shape.chunk_tokens)
         kept = whole + (rest > 0)
+        # What follows now may be other tokens than those that were claimed.
+        self._abandon()
         if whole >= len(self._path):
             memory.give(self.root.scope, self.slots[kept:])
             del self.slots[kept:]
         else:
             copy = self._copy_of(self.slots[whole : whole + 1], rest) if rest else []
-            self._abandon()
             memory.give(self.root.scope, self._private)
             del self._path[whole:]
             self.slots = self.slots[:whole] + copy

@@ -43,7 +43,9 @@ def tuned_tilings(target: str) -> tuple[TunedTiling, ...]:
     """
     path = TABLES / f"{target}.json"
     if not path.is_file():
-        raise InputError(f"no tilings for {target!r}; there are {sorted(p.stem for p in TABLES.glob('*.json'))}")
+        raise InputError(
+            f"no tilings for {target!r}; there are {sorted(p.stem for p in TABLES.glob('*.json'))}"
+        )
     rows = []
     for row in json.loads(path.read_text(encoding="utf-8"))["tilings"]:
         keys = (row.pop("dtype"), row.pop("most_dim"), row.pop("most_pairs"))
@@ -60,7 +62,7 @@ def tiling_for(target: str, dtype: str, dim: int, pairs: int) -> Tiling:
     for row in tuned_tilings(target):
         if row.dtype == dtype and dim <= row.most_dim and (row.most_pairs is None or pairs <= row.most_pairs):
             return row.tiling
-    raise InputError(f"no tiling on {target} for {dtype} heads of dim {dim}; the kernels go up to 256")
+    raise InputError(f"no tiling on {target} for {dtype} heads of dim {dim}; see chunk_kernels/tuned/")
 
 
 def tilings_for(step: Step, group: int) -> Tilings:

@@ -280,6 +280,9 @@ class PrefixTree:
         step, now = self.chunk_tokens * TOKEN_BYTES, self.clock()
         for end in range((len(match.path) + 1) * step, len(tokens) + 1, step):
             chunk = tokens[end - step : end]
+            if parent is match.node and parent.find(match.root, chunk) is not None:
+                # The match was made of all tokens but the last, so it could not reach a last chunk that is there.
+                break
             key = self._digest(key + chunk)
             parent = self._attach(parent, match.root, key, chunk, now)
             parent.claim = claim

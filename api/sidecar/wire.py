@@ -1,8 +1,8 @@
 """Binary bodies: records in frames, and the two lookups. No length in them is ever believed.
 
-    records:   ( u64le length | record )*          in path order, to the end of the body
-    get:       namespace digest (32) | chunk keys (16 each)
-    match:     namespace digest (32) | tokens (int32le each)
+records:   ( u64le length | record )*          in path order, to the end of the body
+get:       namespace digest (32) | chunk keys (16 each)
+match:     namespace digest (32) | tokens (int32le each)
 """
 
 from __future__ import annotations

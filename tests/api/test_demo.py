@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from kvtrie.api.cli import main
 from kvtrie.api.cli.token_text import open_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 CHUNK = 64
@@ -82,7 +83,17 @@ def test_real_system_prompts(
     file = tmp_path / "requests.jsonl"
     file.write_text("".join(json.dumps(request) + "\n" for request in requests), encoding="utf-8")
     code = main(
-        ["demo", "--input", str(file), "--model", str(model_directory), "--format", "json", "--max-new-tokens", "2"]
+        [
+            "demo",
+            "--input",
+            str(file),
+            "--model",
+            str(model_directory),
+            "--format",
+            "json",
+            "--max-new-tokens",
+            "2",
+        ]
     )
     assert code == 0
     check_document(json.loads(capsys.readouterr().out), requests)

@@ -16,6 +16,8 @@ def test_every_table_serves_every_shape(target: str) -> None:
     assert len(tuned_tilings(target)) >= 3
     for dtype in ("float16", "bfloat16", "float32"):
         for dim in (64, 80, 96, 128, 192, 256):
+            if dtype == "float32" and dim > 128 and target.startswith("sm_"):
+                continue  # three TF32 products of that width do not fit the registers: refused by name
             for pairs in (1, 16, 17, 4096):
                 tiling = tiling_for(target, dtype, dim, pairs)
                 for size in (tiling.block_m, tiling.block_n):
@@ -36,4 +38,6 @@ def test_what_there_is_no_table_for() -> None:
         tuned_tilings("sm_10")
     with pytest.raises(InputError, match="dim 300"):
         tiling_for("sm_90", "float16", 300, 1)
+    with pytest.raises(InputError, match="float32 heads of dim 256"):
+        tiling_for("sm_90", "float32", 256, 1)
     assert target_of(torch.device("cpu")) == "sm_80"

@@ -33,6 +33,10 @@ def evict_held(forest, path) -> None:
     path[2].at[DEVICE] = Residence(path[2], DEVICE, "another", 1, 9)
 
 
+def duplicate_child(forest, path) -> None:
+    forest.root("a").children.append(forest.root("a").children[-1])
+
+
 DAMAGE: dict[str, tuple[str, Callable[..., object]]] = {
     "a resident chunk counted as pending": ("resident and pending", claim_node),
     "neither": ("neither resident nor pending", forget_claim),
@@ -44,7 +48,7 @@ DAMAGE: dict[str, tuple[str, Callable[..., object]]] = {
     "tokens": ("key chain", lambda f, p: setattr(p[2], "tokens", f.bytes([9, 9]))),
     "index": ("index names a node that is gone", lambda f, p: f.tree._index.update({b"x": p[0]})),
     "sibling order": ("not in order", lambda f, p: p[0].children.reverse()),
-    "root order": ("not in order", lambda f, p: f.root("a").children.reverse()),
+    "root order": ("not in order", duplicate_child),
     "foreign residence": ("foreign", lambda f, p: p[0].at.reverse()),
     "gap in a tier": ("prefix-closed", lambda f, p: p[0].at.__setitem__(DEVICE, None)),
     "hold too many": ("holds of", lambda f, p: setattr(p[1].at[DEVICE], "holds", 1)),

@@ -42,6 +42,18 @@ def test_the_first_computes_and_others_wait(forest) -> None:
     assert forest.match("a", [1, 2, 3, 4, 5]).awaits is None
 
 
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_last_chunk_that_is_there_already_is_not_claimed(forest, pending: bool) -> None:
+    """Requests look up all tokens but the last, so the match ends one chunk short of it."""
+    if pending:
+        begin(forest, "a", [1, 2])
+    else:
+        forest.store("a", [1, 2])
+    claim = forest.tree.claim(forest.match("a", [1]), forest.bytes([1, 2]))
+    assert claim.nodes == []
+    check(forest.tree)
+
+
 def test_pending_chunks_lend_no_tokens_and_occupy_no_bytes(forest) -> None:
     begin(forest, "a", [1, 2, 3, 4])
     assert forest.cached("a", [1, 3]) == 0

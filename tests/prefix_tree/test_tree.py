@@ -93,6 +93,16 @@ def test_one_key_for_everything_costs_speed_only(make_forest) -> None:
     assert not forest.tree._index
 
 
+def test_colliding_continuations_of_two_tenants_stay_apart(make_forest) -> None:
+    forest = make_forest(digest=lambda data: data[-8:])
+    forest.store("s", [1, 2])
+    theirs = forest.store("b", [1, 2, 3, 4], ["s"])
+    mine = forest.store("a", [1, 2, 3, 4], ["s"])
+    assert mine[1] is not theirs[1]
+    assert forest.match("a", [1, 2, 3, 4], ["s"]).path == mine
+    assert forest.match("b", [1, 2, 3, 4], ["s"]).path == theirs
+
+
 def test_a_collided_sibling_is_still_found_after_the_indexed_one_has_gone(make_forest) -> None:
     forest = make_forest(digest=lambda data: b"same")
     forest.store("a", [1, 2])
@@ -226,13 +236,17 @@ def test_the_least_recently_used_leaf_goes_first(forest) -> None:
 
 
 def test_an_ancestor_was_last_used_when_its_last_descendant_was(forest) -> None:
-    """[1 1] is older than [2 2], but its child was used after both."""
+    """[1 1] itself is older than [2 2], but its child, which goes first, was used after both."""
     parent, child = forest.store("a", [1, 1, 5, 5])
     (other,) = forest.store("a", [2, 2])
+    pin = forest.tree.pin(other)
     forest.now += 10
     forest.tree.release(forest.tree.lease_node(child))
     assert parent.last_used_at == 1000
-    assert forest.evict(DEVICE, 3) == [other, child, parent]
+    assert forest.evict(DEVICE, 1) == [child]
+    assert parent.last_used_at == 1010
+    forest.tree.unpin(pin)
+    assert forest.evict(DEVICE, 2) == [other, parent]
     assert forest.root("a").last_used_at == 1010
 
 

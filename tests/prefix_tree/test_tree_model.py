@@ -41,7 +41,7 @@ Path = tuple[tuple[str, tuple[int, ...]], ...]
 """Steps from the first chunk to the last: the scope that owns it, and its tokens."""
 
 DEVICE, HOST = 0, 1
-CAPACITY_BYTES = (30, 24)
+CAPACITY_BYTES = (36, 28)
 PIN_BUDGET_BYTES = 12
 VIEWS = (
     ("tenant:a", ()),
@@ -49,6 +49,7 @@ VIEWS = (
     ("tenant:a", ("shared:s", "shared:u")),
     ("tenant:b", ()),
     ("tenant:b", ("shared:s",)),
+    ("tenant:b", ("shared:u", "shared:s")),
     ("shared:s", ()),
     ("shared:u", ()),
 )
@@ -175,10 +176,12 @@ class Request:
 
 TOKEN = st.sampled_from((0, 1, 256))
 """256 is byte-wise below 1, so token order and number order differ."""
+Draw = tuple[int, int, list[int]]
 PROMPT = st.tuples(st.integers(0, 31), st.integers(0, 16), st.lists(TOKEN, max_size=7))
 """Which stored path to begin with, how many of its tokens to keep, and what follows."""
+View = tuple[str, tuple[str, ...]]
 VIEW = st.sampled_from(VIEWS)
-SIZE = st.integers(1, 3)
+SIZE = st.sampled_from((1, 1, 2, 3))
 TIER = st.sampled_from((DEVICE, DEVICE, HOST))
 PICK = st.integers(0, 31)
 
@@ -186,17 +189,20 @@ PICK = st.integers(0, 31)
 class TreeMachine(RuleBasedStateMachine):
     """Every rule does one thing to tree and model, and compares what came of it."""
 
-    key_bytes = 16
+    key_bits = 128
     steps_taken = 0
 
-    @initialize(chunk_tokens=st.integers(2, 4))
-    def start(self, chunk_tokens: int) -> None:
+    @initialize(
+        chunk_tokens=st.integers(2, 4),
+        stored=st.lists(st.tuples(VIEW, PROMPT, SIZE, TIER), min_size=2, max_size=6),
+    )
+    def start(self, chunk_tokens: int, stored: list[tuple[View, Draw, int, int]]) -> None:
         self.now = 1000.0
         self.chunk = chunk_tokens
         self.tree = PrefixTree(
             chunk_tokens,
             [Tier("device", CAPACITY_BYTES[DEVICE]), Tier("host", CAPACITY_BYTES[HOST])],
-            digest=lambda data: xxh3_128_digest(data)[: self.key_bytes],
+            digest=self.digest,
             clock=lambda: self.now,
             tombstones_per_scope=3,
             pin_budget_bytes=PIN_BUDGET_BYTES,
@@ -207,10 +213,16 @@ class TreeMachine(RuleBasedStateMachine):
         self.leases: list[Lease] = []
         self.pins: list[tuple[Pin, float | None]] = []
         self.requests: list[Request] = []
-        self.waiting: list[tuple[tuple[str, tuple[str, ...]], list[int]]] = []
+        self.waiting: list[tuple[View, list[int]]] = []
         self.booked: list[tuple[int, str, int]] = []
         self.handles = 0
         self.hits = 0
+        for view, drawn, size_bytes, tier in stored:
+            self.store_new(view, self.prompt(drawn), size_bytes, tier, at_once=True)
+
+    def digest(self, data: bytes) -> bytes:
+        key = int.from_bytes(xxh3_128_digest(data), "big") % (1 << self.key_bits)
+        return key.to_bytes(16, "big")
 
     # ---- what the rules are made of
 
@@ -218,7 +230,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.handles += 1
         return self.handles
 
-    def prompt(self, drawn: tuple[int, int, list[int]]) -> list[int]:
+    def prompt(self, drawn: Draw) -> list[int]:
         pick, keep, tail = drawn
         stored = sorted(self.naive.resident() | set(self.naive.pending))
         head = tokens_of(stored[pick % len(stored)])[:keep] if stored else ()
@@ -239,7 +251,7 @@ class TreeMachine(RuleBasedStateMachine):
         path = stored[pick % len(stored)]
         return path, self.nodes()[path]
 
-    def lookup(self, view: tuple[str, tuple[str, ...]], prompt: Sequence[int]) -> Match:
+    def lookup(self, view: View, prompt: Sequence[int]) -> Match:
         scope, readable = view
         root = self.roots[scope]
         match = self.tree.match(root, as_bytes(prompt), [self.roots[name] for name in readable])
@@ -331,7 +343,7 @@ class TreeMachine(RuleBasedStateMachine):
     # ---- reading
 
     @rule(view=VIEW, drawn=PROMPT)
-    def look_up(self, view: tuple[str, tuple[str, ...]], drawn: tuple[int, int, list[int]]) -> None:
+    def look_up(self, view: View, drawn: Draw) -> None:
         prompt = self.prompt(drawn)
         for end in range(len(prompt) + 1):
             self.lookup(view, prompt[:end])
@@ -341,14 +353,16 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(view=VIEW, drawn=PROMPT, size_bytes=SIZE, tier=TIER, at_once=st.booleans())
     def store_prompt(
         self,
-        view: tuple[str, tuple[str, ...]],
-        drawn: tuple[int, int, list[int]],
+        view: View,
+        drawn: Draw,
         size_bytes: int,
         tier: int,
         at_once: bool,
     ) -> None:
+        self.store_new(view, self.prompt(drawn), size_bytes, tier, at_once)
+
+    def store_new(self, view: View, prompt: list[int], size_bytes: int, tier: int, at_once: bool) -> None:
         """Whole, or chunk by chunk; right through what others are computing, as decoding may do."""
-        prompt = self.prompt(drawn)
         match = self.lookup(view, prompt)
         lease = self.hold(match)
         if self.copy_path(lease, match.node, tier, size_bytes):
@@ -398,7 +412,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.leases) < 4)
     @rule(view=VIEW, drawn=PROMPT)
-    def lease(self, view: tuple[str, tuple[str, ...]], drawn: tuple[int, int, list[int]]) -> None:
+    def lease(self, view: View, drawn: Draw) -> None:
         self.leases.append(self.hold(self.lookup(view, self.prompt(drawn))))
 
     @precondition(lambda self: self.leases)
@@ -443,6 +457,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.unpin(pin)
         self.tree.unpin(pin)
 
+    @precondition(lambda self: any(expires_at is not None for _, expires_at in self.pins))
     @rule(seconds=st.sampled_from((1, 10, 60)))
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
@@ -454,9 +469,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.requests) < 3)
     @rule(view=VIEW, drawn=PROMPT, size_bytes=SIZE)
-    def begin_request(
-        self, view: tuple[str, tuple[str, ...]], drawn: tuple[int, int, list[int]], size_bytes: int
-    ) -> None:
+    def begin_request(self, view: View, drawn: Draw, size_bytes: int) -> None:
         self.begin(view, self.prompt(drawn), size_bytes)
 
     @precondition(lambda self: self.waiting and len(self.requests) < 3)
@@ -465,8 +478,9 @@ class TreeMachine(RuleBasedStateMachine):
         view, prompt = self.waiting.pop(0)
         self.begin(view, prompt, size_bytes)
 
-    def begin(self, view: tuple[str, tuple[str, ...]], prompt: list[int], size_bytes: int) -> None:
-        match = self.lookup(view, prompt)
+    def begin(self, view: View, prompt: list[int], size_bytes: int) -> None:
+        # All but the last token, of which the logits come; so a last whole chunk may be there unseen.
+        match = self.lookup(view, prompt[:-1])
         if match.awaits is not None:
             self.waiting.append((view, prompt))
             return
@@ -478,6 +492,9 @@ class TreeMachine(RuleBasedStateMachine):
         path, claimed = self.path_of(match.node), []
         for at in range(match.tokens, len(prompt) - self.chunk + 1, self.chunk):
             path = (*path, (view[0], tuple(prompt[at : at + self.chunk])))
+            if path in self.naive.resident() or path in self.naive.pending:
+                assert len(tokens_of(path)) == len(prompt)
+                break
             self.naive.pending[path] = claim
             claimed.append(path)
         assert [self.path_of(node) for node in claim.nodes] == claimed
@@ -596,10 +613,17 @@ class TreeMachine(RuleBasedStateMachine):
         check(self.tree)
 
 
-class NarrowKeys(TreeMachine):
-    """Chunk keys of 8 bits: a few dozen nodes collide all the time, and nothing may change but speed."""
+class EightBitKeys(TreeMachine):
+    """Dozens of chunks, 256 keys: collisions all over the tree, and nothing may change but speed."""
 
-    key_bytes = 1
+    key_bits = 8
+    steps_taken = 0
+
+
+class TwoBitKeys(TreeMachine):
+    """Four keys: every chunk collides, with its siblings too."""
+
+    key_bits = 2
     steps_taken = 0
 
 
@@ -623,21 +647,14 @@ def steps_of(machine: type[TreeMachine], examples: int) -> int:
     return machine.steps_taken - before
 
 
-def exact_steps() -> int:
-    return steps_of(TreeMachine, 140)
+MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120}
+"""Examples of each; sixty steps in most of them."""
 
 
-def narrow_steps() -> int:
-    return steps_of(NarrowKeys, 90)
-
-
-def test_tree_equals_the_naive_model() -> None:
-    assert exact_steps() > 0
-
-
-def test_forced_key_collisions_change_no_answer() -> None:
-    assert narrow_steps() > 0
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.__name__)
+def test_tree_equals_the_naive_model(machine: type[TreeMachine]) -> None:
+    assert steps_of(machine, MACHINES[machine]) > 0
 
 
 def test_ten_thousand_steps_were_taken() -> None:
-    assert exact_steps() + narrow_steps() >= 10_000
+    assert sum(steps_of(machine, examples) for machine, examples in MACHINES.items()) >= 10_000

@@ -1,0 +1,264 @@
+"""Changed weights and adapters change the namespace: never a stale hit, and switching back hits again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from kvtrie.api import PrefixCachedModel
+from kvtrie.prefix_tree.errors import UnsupportedModel
+from tests.api.balance import CHUNK, complete, greedy, wrapped
+from tests.api.models import prompts, tiny_model
+
+peft = pytest.importorskip("peft")
+
+ROW = prompts([4 * CHUNK + 3])[0]
+MISS, HIT = 0, 4 * CHUNK
+
+
+def ask(cached: PrefixCachedModel) -> int:
+    """Cached tokens of one request, whose output is the uncached model's."""
+    (completion,) = complete(cached, ROW)
+    assert completion.error is None
+    assert completion.tokens == greedy(cached.model, ROW, 4)
+    ids = torch.tensor([ROW])
+    logits = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 1}
+    # Small changes of the weights move logits long before they move tokens.
+    torch.testing.assert_close(
+        cached.generate(ids, **logits).logits[0],
+        cached.model.generate(ids, **logits).logits[0],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    return completion.cached_tokens
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model("llama-gqa")
+
+
+@pytest.fixture
+def cached(model: PreTrainedModel) -> Iterator[PrefixCachedModel]:
+    with wrapped(model, chunks=200) as wrapper:
+        yield wrapper
+
+
+def lora(rank: int = 4, **options: Any) -> Any:
+    # Freshly made adapters change nothing by themselves: these are random.
+    return peft.LoraConfig(
+        r=rank, target_modules=["k_proj", "v_proj"], init_lora_weights=False, **{"lora_alpha": 16, **options}
+    )
+
+
+def test_weights_changed_in_place(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    with torch.no_grad():
+        weight.add_(0.05)
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert ask(cached) == MISS
+    with torch.no_grad():
+        weight.copy_(before)
+    assert ask(cached) == HIT, "contents count, not when they were written"
+
+
+def test_an_optimizer_s_step(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    assert ask(cached) == MISS
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.tensor([ROW]), labels=torch.tensor([ROW])).loss.backward()
+    optimizer.step()
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+def test_a_parameter_replaced(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    assert ask(cached) == MISS
+    projection = model.model.layers[0].self_attn.v_proj
+    projection.weight = torch.nn.Parameter(projection.weight.detach() * 2)
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    model.load_state_dict(tiny_model("llama-gqa").state_dict())
+    assert ask(cached) == HIT, "the first weights again"
+
+
+def test_writes_through_data_need_refresh(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    assert ask(cached) == MISS
+    model.model.layers[0].self_attn.k_proj.weight.data.mul_(1.5)
+    cached.refresh()
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+def test_a_buffer_changed(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    """RoPE's frequencies are no parameters, and no part of the state dict; `.to(bfloat16)` rounds them."""
+    assert ask(cached) == MISS
+    with torch.no_grad():
+        model.model.rotary_emb.inv_freq.mul_(0.7)
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+def native(model: PreTrainedModel) -> tuple[Any, Callable[[str], Any], Callable[[], Any], Callable[[], Any]]:
+    model.add_adapter(lora(), "one")
+    model.add_adapter(lora(), "two")
+    return model, model.set_adapter, model.disable_adapters, model.enable_adapters
+
+
+def through_peft(
+    model: PreTrainedModel,
+) -> tuple[Any, Callable[[str], Any], Callable[[], Any], Callable[[], Any]]:
+    wrapper = peft.get_peft_model(model, lora(), "one")
+    wrapper.add_adapter("two", lora())
+    tuner = wrapper.base_model
+    return wrapper, wrapper.set_adapter, tuner.disable_adapter_layers, tuner.enable_adapter_layers
+
+
+@pytest.mark.parametrize("add", [native, through_peft])
+@pytest.mark.parametrize("wrap_first", [True, False], ids=["wrapped before", "wrapped after"])
+def test_adapters_switched(model: PreTrainedModel, add: Any, wrap_first: bool) -> None:
+    if wrap_first:
+        with wrapped(model, chunks=200) as cached:
+            assert [ask(cached), ask(cached)] == [MISS, HIT]
+            _, switch, disable, enable = add(model)
+            model.eval()
+            switch_about(cached, switch, disable, enable, bare=HIT)
+    else:
+        whole, switch, disable, enable = add(model)
+        with wrapped(whole.eval(), chunks=200) as cached:
+            switch_about(cached, switch, disable, enable, bare=MISS)
+
+
+def switch_about(
+    cached: PrefixCachedModel,
+    switch: Callable[[str], Any],
+    disable: Callable[[], Any],
+    enable: Callable[[], Any],
+    bare: int,
+) -> None:
+    switch("one")
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    switch("two")
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    disable()
+    assert [ask(cached), ask(cached)] == [bare, HIT]
+    enable()
+    switch("one")
+    assert ask(cached) == HIT
+    switch("two")
+    assert ask(cached) == HIT
+
+
+def layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "merged_adapters")]
+
+
+def test_an_adapter_s_scaling(model: PreTrainedModel) -> None:
+    model.add_adapter(lora(), "one")
+    with wrapped(model.eval()) as cached:
+        assert ask(cached) == MISS
+        for layer in layers(model):
+            layer.set_scale("one", 0.5)
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        for layer in layers(model):
+            layer.set_scale("one", 1.0)
+        assert ask(cached) == HIT
+
+
+def test_an_adapter_s_weights(model: PreTrainedModel) -> None:
+    model.add_adapter(lora(), "one")
+    with wrapped(model.eval()) as cached:
+        assert ask(cached) == MISS
+        with torch.no_grad():
+            layers(model)[0].lora_A["one"].weight.add_(0.1)
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+def test_merging_and_unmerging(model: PreTrainedModel) -> None:
+    """Merging writes through `.data`, which no version counts."""
+    whole = peft.get_peft_model(model, lora(), "one").eval()
+    with wrapped(whole, chunks=200) as cached:
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        whole.merge_adapter()
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        whole.unmerge_adapter()
+        # Rounding may have changed the weights for good; what counts is that nothing stale is used.
+        ask(cached)
+        assert ask(cached) == HIT
+        for layer in layers(whole):
+            layer.set_scale("one", 2.0)
+        whole.merge_adapter()
+        assert ask(cached) == MISS
+        with whole.disable_adapter():
+            ask(cached)
+            assert ask(cached) == HIT
+        ask(cached)
+        assert ask(cached) == HIT
+
+
+def test_two_adapters_at_once(model: PreTrainedModel) -> None:
+    model.add_adapter(lora(), "one")
+    model.add_adapter(lora(), "two")
+    with wrapped(model.eval()) as cached:
+        for names in (["one"], ["one", "two"], ["two"]):
+            model.set_adapter(names)
+            assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+def test_an_adapter_under_another_name_with_other_contents(model: PreTrainedModel) -> None:
+    model.add_adapter(lora(), "one")
+    with wrapped(model.eval()) as cached:
+        assert ask(cached) == MISS
+        model.delete_adapter("one")
+        model.add_adapter(lora(), "one")
+        model.eval()
+        assert [ask(cached), ask(cached)] == [MISS, HIT], "a name says nothing"
+
+
+def test_an_adapter_switched_in_mid_request(model: PreTrainedModel) -> None:
+    model.add_adapter(lora(), "one")
+    model.add_adapter(lora(), "two")
+    model.set_adapter("one")
+    with wrapped(model.eval()) as cached:
+        begun = cached.submit(ROW, max_new_tokens=8, eos=())
+        cached.engine.step()
+        model.set_adapter("two")
+        cached.engine.run()
+        assert "changed while" in str(begun.error)
+        assert ask(cached) == MISS
+        model.set_adapter("one")
+        assert ask(cached) == HIT
+
+
+def test_prompt_learning_added_later_stays_outside(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    """It wraps the model from without: the wrapper goes on serving what it wrapped."""
+    assert ask(cached) == MISS
+    whole = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(UnsupportedModel, match="prepends"):
+        PrefixCachedModel(whole.eval(), memory="1MiB")
+    assert ask(cached) == HIT
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"chunk_tokens": 2 * CHUNK}, "chunk_tokens"),
+        ({"tenant": "other"}, "scope"),
+        ({"salt": "salt"}, "salt"),
+    ],
+)
+def test_what_the_namespace_is_made_of(model: PreTrainedModel, change: dict[str, Any], field: str) -> None:
+    def namespace(wrapper_of: Any, **options: Any) -> Any:
+        with wrapped(wrapper_of, **options) as cached:
+            complete(cached, ROW)
+            (root,) = (r for r in cached.engine.memory.tree.roots() if r.children)
+            return root.namespace
+
+    one = namespace(model)
+    assert one.differences(namespace(tiny_model("llama-gqa"))) == []
+    assert one.differences(namespace(model, **change)) == [field]
+    assert one.differences(namespace(tiny_model("llama-gqa", seed=1))) == ["weights"]
+    assert "kv_dtype" in one.differences(namespace(tiny_model("llama-gqa", torch.bfloat16)))

@@ -1,0 +1,162 @@
+"""What kvtrie cannot serve exactly is refused by name, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from transformers import PreTrainedModel
+
+from kvtrie.api import PrefixCachedModel
+from kvtrie.api.model_facts import FAMILIES
+from kvtrie.prefix_tree import InputError
+from kvtrie.prefix_tree.errors import AccessDenied, UnsupportedModel
+from tests.api.balance import assert_balanced, assert_same, complete, wrapped
+from tests.api.models import CONFIGS, prompts, tiny_model
+
+IDS = torch.tensor(prompts([20]))
+_LLAMA_LIKE = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "bloom": lambda: hf.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=2),
+    "falcon": lambda: hf.FalconConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    ),
+    "gemma2": lambda: hf.Gemma2Config(**_LLAMA_LIKE, head_dim=16),
+    "gpt_oss": lambda: hf.GptOssConfig(**_LLAMA_LIKE, head_dim=16, num_local_experts=2),
+    "gptj": lambda: hf.GPTJConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
+    "mamba": lambda: hf.MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2),
+    "mpt": lambda: hf.MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=2),
+    "opt": lambda: hf.OPTConfig(
+        vocab_size=50, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2
+    ),
+    "stablelm": lambda: hf.StableLmConfig(**_LLAMA_LIKE),
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_architectures(family: str) -> None:
+    model = hf.AutoModelForCausalLM.from_config(REFUSED[family]()).eval()
+    with pytest.raises(UnsupportedModel) as refused:
+        PrefixCachedModel(model, memory="1MiB")
+    assert type(model).__name__ in str(refused.value)
+    assert repr(family) in str(refused.value)
+    assert "llama" in str(refused.value), "it names what is served"
+    assert not model._forward_pre_hooks
+
+
+def test_encoder_decoders() -> None:
+    config = hf.T5Config(vocab_size=50, d_model=32, d_kv=16, d_ff=32, num_layers=2, num_heads=2)
+    with pytest.raises(UnsupportedModel, match="T5ForConditionalGeneration is an encoder-decoder"):
+        PrefixCachedModel(hf.T5ForConditionalGeneration(config).eval())
+
+
+def test_what_is_no_hugging_face_model() -> None:
+    with pytest.raises(UnsupportedModel, match="Linear is not a Hugging Face model"):
+        PrefixCachedModel(torch.nn.Linear(2, 2))
+
+
+def test_a_layer_that_does_not_reach_the_attention_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama-gqa")
+    layer = model.model.layers[1]
+    monkeypatch.setattr(layer, "forward", lambda hidden_states, *_, **__: hidden_states)
+    with pytest.raises(UnsupportedModel, match="2 of 3 layers reach"):
+        PrefixCachedModel(model, memory="1MiB")
+    assert model.config._attn_implementation != "kvtrie"
+
+
+def test_every_family_served_has_exactness_tests() -> None:
+    assert {config().model_type for config in CONFIGS.values()} == FAMILIES
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model("llama-gqa")
+
+
+@pytest.fixture
+def cached(model: PreTrainedModel) -> Iterator[PrefixCachedModel]:
+    with wrapped(model) as wrapper:
+        yield wrapper
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("inputs_embeds", torch.zeros(1, 20, 64)),
+        ("past_key_values", hf.DynamicCache()),
+        ("position_ids", torch.arange(20)[None]),
+        ("custom_generate", "somebody/code"),
+        ("encoder_outputs", (torch.zeros(1, 1, 1),)),
+        ("adapter_names", ["one"]),
+        ("output_attentions", True),
+        ("output_hidden_states", True),
+        ("low_memory", True),
+        ("token_healing", True),
+        ("use_cache", False),
+        ("cache_implementation", "static"),
+        ("cache_implementation", "offloaded"),
+        ("penalty_alpha", 0.6),
+        ("dola_layers", "high"),
+        ("force_words_ids", [[5]]),
+        ("num_beam_groups", 2),
+    ],
+)
+def test_generation_modes(cached: PrefixCachedModel, name: str, value: Any) -> None:
+    with pytest.raises(UnsupportedModel, match=name):
+        cached.generate(IDS, max_new_tokens=2, **{name: value})
+    assert_balanced(cached)
+    assert cached.stats()["device"]["used_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("use_cache", False), ("cache_implementation", "static"), ("output_attentions", True)],
+)
+def test_generation_modes_in_a_config(cached: PrefixCachedModel, name: str, value: Any) -> None:
+    config = hf.GenerationConfig(max_new_tokens=2, **{name: value})
+    with pytest.raises(UnsupportedModel, match=name):
+        cached.generate(IDS, config)
+    assert_balanced(cached)
+
+
+def test_settings_that_ask_for_nothing_are_fine(cached: PrefixCachedModel) -> None:
+    quiet = {"output_attentions": False, "use_cache": True, "num_beam_groups": 1, "past_key_values": None}
+    expected = cached.model.generate(IDS, max_new_tokens=3, do_sample=False)
+    assert torch.equal(cached.generate(IDS, max_new_tokens=3, do_sample=False, **quiet), expected)
+
+
+def test_prompt_learning_adapters() -> None:
+    peft = pytest.importorskip("peft")
+    for config in (
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ):
+        model = peft.get_peft_model(tiny_model("llama-mha"), config).eval()
+        with pytest.raises(UnsupportedModel, match=r"'default'.*prepends learned tokens or keys"):
+            PrefixCachedModel(model, memory="1MiB")
+
+
+def test_shared_scopes_that_are_not_configured(cached: PrefixCachedModel) -> None:
+    with pytest.raises(AccessDenied, match="no shared scope 'tools'"):
+        cached.warm(IDS[0], scope="tools")
+    with pytest.raises(InputError, match="pass one"):
+        cached.warm(IDS[0], scope="tools", tenant="acme")
+    assert_balanced(cached)
+
+
+def test_refusals_leave_the_wrapper_working(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
+    with pytest.raises(UnsupportedModel):
+        cached.generate(IDS, use_cache=False)
+    assert_same(model, *complete(cached, IDS[0].tolist()))
