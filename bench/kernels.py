@@ -54,9 +54,10 @@ class Compiled:
 def compile_row(target: Target, row: TunedTiling, stores_partial: bool) -> Compiled:
     """Compiles one tiling for one target and looks at what came out."""
     import triton
-    from kvtrie.chunk_kernels.attend_kernel import attend_items
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from kvtrie.chunk_kernels.attend_kernel import attend_items
 
     cut, names = row.tiling, attend_items.arg_names
     constants: dict[str, Any] = {

@@ -371,6 +371,9 @@ def test_a_pass_that_fails_half_way_leaves_no_nan_behind(model: PreTrainedModel)
         with pytest.raises(RuntimeError, match="a broken layer"):
             cached.generate(torch.tensor([ROW[:1]]), max_new_tokens=2)
         assert_balanced(cached)
+        pool = cached.engine.memory.pool
+        assert pool.k.isfinite().all()
+        assert pool.v.isfinite().all()
         completion = cached.submit(ROW)
         with pytest.raises(RuntimeError, match="a broken layer"):
             cached.engine.run()
@@ -379,7 +382,6 @@ def test_a_pass_that_fails_half_way_leaves_no_nan_behind(model: PreTrainedModel)
         hook.remove()
         with torch.no_grad():
             weight.copy_(kept)
-        pool = cached.engine.memory.pool
         assert pool.k.isfinite().all()
         assert pool.v.isfinite().all()
         assert_same(model, *complete(cached, ROW))

@@ -121,7 +121,7 @@ def test_waiters_hold_no_slots(model: PreTrainedModel) -> None:
             assert len(memory.tree.leases) == 1
             assert not any(waiter.tokens for waiter in waiters)
             cached.engine.step()
-        cached.engine.run()
+        run_to_the_end(cached)
         for completion in (claimant, *waiters):
             assert_same(model, completion)
 
@@ -136,7 +136,7 @@ def test_waiters_are_served_chunk_by_chunk_as_they_are_published(model: PreTrain
             cached.engine.step()
         running = len(cached.engine.memory.tree.leases)
         assert running == 2, "it was admitted while the claimant was still at it"
-        cached.engine.run()
+        run_to_the_end(cached)
         assert_same(model, claimant)
         assert_same(model, short)
 
@@ -146,7 +146,7 @@ def test_a_cancelled_claimant_hands_over(model: PreTrainedModel, rows_computed: 
         claimant, *waiters = claimant_and_waiters(cached)
         cached.engine.step()
         claimant.cancel()
-        cached.engine.run()
+        run_to_the_end(cached)
         assert claimant.finish_reason == "cancelled"
         for waiter in waiters:
             assert_same(model, waiter)
@@ -160,7 +160,7 @@ def test_cancelled_waiters_leave_the_others_waiting(model: PreTrainedModel) -> N
         claimant, first, second, third = claimant_and_waiters(cached)
         first.cancel()
         third.cancel()
-        cached.engine.run()
+        run_to_the_end(cached)
         assert first.finish_reason == third.finish_reason == "cancelled"
         assert_same(model, claimant)
         assert_same(model, second)
@@ -175,7 +175,7 @@ def test_a_claimant_whose_model_raises_hands_over(
         with pytest.raises(RuntimeError, match="a broken layer"):
             cached.engine.step()
         assert isinstance(claimant.error, RuntimeError)
-        cached.engine.run()
+        run_to_the_end(cached)
         for waiter in waiters:
             assert_same(model, waiter)
         assert waiters[0].cached_tokens == 2 * CHUNK
@@ -239,7 +239,7 @@ def test_a_preempted_claimant_hands_over(model: PreTrainedModel) -> None:
         for _ in range(5):
             cached.engine.step()
         completions += [cached.submit(row, max_new_tokens=1, eos=()) for row in (young, waiting)]
-        cached.engine.run()
+        run_to_the_end(cached)
         for completion in completions:
             assert_same(model, completion)
         assert cached.stats()["preemptions"] > 0
@@ -317,12 +317,8 @@ def test_any_schedule_ends_and_every_output_is_the_uncached_one(
                 elif action == "fail":
                     is_broken = True
             is_broken = False
-            # Far more than the tokens of all requests, each computed again from scratch.
-            for _ in range(3000):
-                if cached.engine.idle:
-                    break
-                cached.engine.step()
-            assert cached.engine.idle, "it does not end"
+            # Bounded by far more steps than all requests take, were each computed again from scratch.
+            run_to_the_end(cached)
     finally:
         hook.remove()
     for number, completion in submitted:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kvtrie.chunk_kernels import StepSequence, prepare_step
 from kvtrie.chunk_kernels.tilings import TABLES, target_of, tiling_for, tilings_for, tuned_tilings
 from kvtrie.prefix_tree import InputError
-
 from tests.chunk_kernels.forests import random_pool
 
 
