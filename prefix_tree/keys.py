@@ -55,6 +55,16 @@ def chunk_keys(
     return keys
 
 
+def chain_key(
+    namespace: bytes, tokens: bytes, chunks: int, chunk_tokens: int, digest: Digest = xxh3_128_digest
+) -> bytes:
+    """Key of the `chunks`-th whole chunk of `tokens` (int32le bytes); the namespace digest for none."""
+    key, step = namespace, chunk_tokens * TOKEN_BYTES
+    for end in range(step, chunks * step + 1, step):
+        key = digest(key + tokens[end - step : end])
+    return key
+
+
 def path_digests(namespace: bytes, tokens: bytes, chunk_tokens: int) -> list[bytes]:
     """sha256 chain over every whole chunk of `tokens` (int32le bytes), seeded with the namespace."""
     step = chunk_tokens * TOKEN_BYTES

@@ -23,8 +23,9 @@ from xxhash import xxh3_128_digest
 from kvtrie.prefix_tree.claims import Claim
 from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
 from kvtrie.prefix_tree.holds import Lease, Pin, residences_to_hold
-from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
 from kvtrie.prefix_tree.match import Match
+from kvtrie.prefix_tree.matching import Matching
 from kvtrie.prefix_tree.namespace import Namespace
 from kvtrie.prefix_tree.node import Node, Residence, Root
 from kvtrie.prefix_tree.tier import Tier
@@ -116,67 +117,15 @@ class PrefixTree:
         and so do the tenant's own continuations of them. Pass all tokens but the last: a hit must leave
         one token to compute. Changes nothing.
         """
-        best = self._match_from(root, root, [], root.key, tokens)
-        awaits = best.awaits
-        for shared in readable:
-            if shared is root:
-                continue
-            through = self._match_from(shared, shared, [], shared.key, tokens)
-            candidates = [through]
-            for depth, node in enumerate(through.path, 1):
-                if node.grafts is not None and root in node.grafts:
-                    key = self.chain_key(root.key, tokens, depth)
-                    candidates.append(self._match_from(root, node, through.path[:depth], key, tokens))
-            for found in candidates:
-                if found.cached_tokens > best.cached_tokens:
-                    best = found
-                if found.awaits is not None and (awaits is None or found.awaits.depth > awaits.depth):
-                    awaits = found.awaits
-        if best.node.root is not root:
-            best.chain_key = self.chain_key(root.key, tokens, len(best.path))
-        best.root = root
-        # Also where another way has more cached now: what is being computed must not be claimed again.
-        best.awaits = awaits if awaits is not None and awaits.depth > len(best.path) else None
-        return best
+        return Matching(self._index, self._digest, self.chunk_tokens).longest(root, tokens, readable)
 
     def chain_key(self, namespace: bytes, tokens: bytes, chunks: int) -> bytes:
         """Chunk key of the `chunks`-th whole chunk of `tokens` in a namespace; its digest for none."""
-        key, step = namespace, self.chunk_tokens * TOKEN_BYTES
-        for end in range(step, chunks * step + 1, step):
-            key = self._digest(key + tokens[end - step : end])
-        return key
+        return chain_key(namespace, tokens, chunks, self.chunk_tokens, self._digest)
 
     def next_key(self, key: bytes, chunk: bytes) -> bytes:
         """Chunk key of `chunk` where it follows the chunk (or namespace) with `key`."""
         return self._digest(key + chunk)
-
-    def _match_from(self, root: Root, node: Node, above: list[Node], key: bytes, tokens: bytes) -> Match:
-        """Matches on from `node`, taking children of `root`'s namespace only."""
-        digest, index = self._digest, self._index
-        step = self.chunk_tokens * TOKEN_BYTES
-        path = above.copy()
-        start = len(path) * step
-        awaits: Node | None = None
-        for end in range(start + step, len(tokens) + 1, step):
-            chunk = tokens[start:end]
-            next_key = digest(key + chunk)
-            child = index.get(next_key)
-            if child is None or child.tokens != chunk or child.parent is not node or child.root is not root:
-                # Only a digest collision hides a child from the index; the ordered children know.
-                child = node.find(root, chunk)
-                if child is None:
-                    break
-            if awaits is not None or child.claim is not None:
-                awaits = child
-            else:
-                path.append(child)
-                key = next_key
-            node = child
-            start = end
-        whole = len(path) * step
-        deepest = path[-1] if path else (above[-1] if above else root)
-        partial, partial_tokens = deepest.closest(root, tokens[whole : whole + step])
-        return Match(root, path, key, whole // TOKEN_BYTES, partial, partial_tokens, awaits)
 
     # ---- holding
 

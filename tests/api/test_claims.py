@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
 from kvtrie.api.model_runner import ModelRunner
 from kvtrie.prefix_tree.errors import ModelOutputError
-from tests.api.balance import CHUNK, assert_balanced, assert_same, chunk_bytes, complete, greedy, wrapped
+from tests.api.balance import (
+    CHUNK,
+    assert_balanced,
+    assert_same,
+    chunk_bytes,
+    complete,
+    greedy,
+    run_to_the_end,
+    wrapped,
+)
 from tests.api.models import left_padded, prompts, tiny_model
 
 SHARED = 5 * CHUNK

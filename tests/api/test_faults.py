@@ -219,7 +219,7 @@ GARBAGE = [
     b"",
     b"\r\n\r\n",
     b"+OK\r\n" * 50,
-    b"*1000000000\r\n",
+    b"*10000000\r\n",
     b"$9\r\nnot a rec\r\n" * 50,
     b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff",
     b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nhalf",

@@ -1,0 +1,76 @@
+"""Finding the longest cached prefix: by chunk key, believed only after the tokens were compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
+from kvtrie.prefix_tree.match import Match
+from kvtrie.prefix_tree.node import Node, Root
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A read-only look at a tree."""
+
+    index: Mapping[bytes, Node]
+    """Nodes by chunk key; where keys collide, one of them."""
+    digest: Digest
+    chunk_tokens: int
+
+    def longest(self, root: Root, tokens: bytes, readable: Iterable[Root]) -> Match:
+        """The longest match in `root`'s namespace, in `readable` ones, and through those into `root`'s grafts."""
+        best = self._onwards(root, root, [], root.key, tokens)
+        awaits = best.awaits
+        for shared in readable:
+            if shared is root:
+                continue
+            through = self._onwards(shared, shared, [], shared.key, tokens)
+            candidates = [through]
+            for depth, node in enumerate(through.path, 1):
+                if node.grafts is not None and root in node.grafts:
+                    key = self._own_key(root, tokens, depth)
+                    candidates.append(self._onwards(root, node, through.path[:depth], key, tokens))
+            for found in candidates:
+                if found.cached_tokens > best.cached_tokens:
+                    best = found
+                if found.awaits is not None and (awaits is None or found.awaits.depth > awaits.depth):
+                    awaits = found.awaits
+        if best.node.root is not root:
+            best.chain_key = self._own_key(root, tokens, len(best.path))
+        best.root = root
+        # Also where another way has more cached now: what is being computed must not be claimed again.
+        best.awaits = awaits if awaits is not None and awaits.depth > len(best.path) else None
+        return best
+
+    def _own_key(self, root: Root, tokens: bytes, chunks: int) -> bytes:
+        return chain_key(root.key, tokens, chunks, self.chunk_tokens, self.digest)
+
+    def _onwards(self, root: Root, node: Node, above: list[Node], key: bytes, tokens: bytes) -> Match:
+        """Matches on from `node`, at the end of the path `above`, into children of `root`'s namespace only."""
+        digest, index = self.digest, self.index
+        step = self.chunk_tokens * TOKEN_BYTES
+        path = above.copy()
+        start = len(path) * step
+        last_key, awaits = key, None
+        for end in range(start + step, len(tokens) + 1, step):
+            chunk = tokens[start:end]
+            key = digest(key + chunk)
+            child = index.get(key)
+            if child is None or child.tokens != chunk or child.parent is not node or child.root is not root:
+                # Only a digest collision hides a child from the index; the ordered children know.
+                child = node.find(root, chunk)
+                if child is None:
+                    break
+            if awaits is not None or child.claim is not None:
+                awaits = child
+            else:
+                path.append(child)
+                last_key = key
+            node = child
+            start = end
+        whole = len(path) * step
+        deepest = path[-1] if path else root
+        partial, partial_tokens = deepest.closest(root, tokens[whole : whole + step])
+        return Match(root, path, last_key, whole // TOKEN_BYTES, partial, partial_tokens, awaits)
