@@ -78,12 +78,6 @@ def claimant_and_waiters(cached: PrefixCachedModel, waiters: int = 3, **sizes: i
     return completions
 
 
-def unique_chunks(rows: list[list[int]]) -> int:
-    return len(
-        {tuple(row[:end]) for row in rows for end in range(CHUNK, len(row) + 1, CHUNK)},
-    )
-
-
 def test_a_prefix_asked_for_by_many_at_once_is_computed_once(
     model: PreTrainedModel, rows_computed: list[int]
 ) -> None:
