@@ -16,8 +16,8 @@ from torch import Tensor
 from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.forward_gate import ForwardGate, lock_of
-from kvtrie.api.generate_arguments import eos_tokens, prompts_of, refuse_unservable
-from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.generate_arguments import eos_tokens
+from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.api.model_facts import model_facts
@@ -112,6 +112,7 @@ class PrefixCachedModel:
                 self._lower.close()
             raise
         self.engine = Engine(self._memory, self._facts, self._identity, engine, lock_of(self._facts.model))
+        self._loop = HuggingFaceLoop(self._facts, self._memory, self._identity, self.engine)
         self._gate = ForwardGate(self._facts.model, self._facts.config, self._memory, self.engine.lock)
         self._closed = False
 
@@ -141,73 +142,12 @@ class PrefixCachedModel:
             ModelOutputError: the model produced NaN or infinity.
         """
         self._check_open()
-        base: Any = self._facts.model
         if inputs is None:
             inputs = arguments.pop("input_ids", None)
         elif arguments.get("input_ids") is not None:
             raise InputError("generate() got both inputs and input_ids; pass one")
-        refuse_unservable(arguments, generation_config or base.generation_config)
-        arguments.pop("past_key_values", None)
-        fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
-        effective, _ = base._prepare_generation_config(generation_config, **fields)
-        for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
-            if isinstance(given, Tensor) and given.device != self._facts.device:
-                raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
-        prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
-        assert inputs is not None
         root, readable = self._roots(tenant)
-        columns = inputs.shape[1]
-        new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
-        rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
-        cache = PoolCache(
-            self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self.engine.lock
-        )
-        try:
-            output = base.generate(
-                inputs, generation_config=generation_config, past_key_values=cache, **arguments
-            )
-        finally:
-            cache.close()
-        if not isinstance(output, Tensor) and getattr(output, "past_key_values", None) is cache:
-            output.past_key_values = None
-        return output
-
-    def _new_tokens(
-        self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]
-    ) -> int:
-        """New tokens that Hugging Face's loop may produce after `columns` columns."""
-        if effective.max_new_tokens is not None:
-            return int(effective.max_new_tokens)
-        base: Any = self._facts.model
-        configured = (arguments.get("max_length"), getattr(generation_config, "max_length", None))
-        if any(length is not None for length in (*configured, base.generation_config.max_length)):
-            return max(0, int(effective.max_length) - columns)
-        # By default the loop takes `max_length` as a number of new tokens, within the model's positions.
-        positions = getattr(base.config, "max_position_embeddings", None)
-        new_tokens = int(effective.max_length)
-        return new_tokens if positions is None else max(0, min(new_tokens, positions - columns))
-
-    def _prefill(
-        self, prompts: list[TokenArray], new_tokens: int, root: Root, readable: list[Root]
-    ) -> list[Any]:
-        """Computes each prompt's KV but for its last token, all in the engine's packed steps."""
-        for prompt in prompts:
-            self.engine.check(prompt, new_tokens)
-        waiting: list[Completion] = []
-        done = False
-        try:
-            for prompt in prompts:
-                request = Request(prompt[:-1], root, readable, max_new_tokens=0, prefill_only=True)
-                waiting.append(self.engine.submit(request))
-            self.engine.wait(waiting)
-            for completion in waiting:
-                if completion.error is not None:
-                    raise completion.error
-            done = True
-        finally:
-            if not done:
-                self.engine.discard(waiting)
-        return [completion.kv for completion in waiting]
+        return self._loop.generate(inputs, generation_config, arguments, root, readable)
 
     def submit(
         self,

@@ -55,13 +55,12 @@ class Tier:
         assert self.scopes[scope].pending_bytes >= 0
         self._forget_if_empty(scope)
 
-    def entered(self, residence: Residence) -> None:
-        """Books a node that has just become resident."""
-        size_bytes = residence.size_bytes
+    def entered(self, scope: str, chunks: int, size_bytes: int) -> None:
+        """Books nodes of `scope` that have just become resident, `size_bytes` together."""
         self.used_bytes += size_bytes
-        assert self.used_bytes + self.pending_bytes <= self.capacity_bytes, self
-        self.chunks += 1
-        self._scope(residence.node.root.namespace.scope).used_bytes += size_bytes
+        assert self.used_bytes + self.pending_bytes <= self.capacity_bytes, self.name
+        self.chunks += chunks
+        self._scope(scope).used_bytes += size_bytes
 
     def left(self, residence: Residence) -> None:
         """Books a node that is resident no longer."""

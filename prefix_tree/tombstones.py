@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TOMBSTONE_BYTES = 280
 """Measured size of one tombstone with its place in the ring (CPython 3.11), for the memory figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
+class Tombstone(NamedTuple):
     """One evicted chunk."""
 
     key: bytes

@@ -276,19 +276,49 @@ class PrefixTree:
         """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
         nodes: list[Node] = []
         parent, key, root = match.node, match.chain_key, match.root
-        step = self.chunk_tokens * TOKEN_BYTES
-        digest, store, now = self._digest, self._store, self.clock()
+        step, now = self.chunk_tokens * TOKEN_BYTES, self.clock()
         end = (len(match.path) + 1) * step
-        for handle in handles:
+        for place, handle in enumerate(handles):
             chunk = tokens[end - step : end]
-            key = digest(key + chunk)
-            parent = store(parent, root, key, chunk, tier, handle, size_bytes, now)
+            key = self._digest(key + chunk)
+            parent = self._store(parent, root, key, chunk, tier, handle, size_bytes, now)
             nodes.append(parent)
             end += step
+            if parent.children is None and parent.grafts is None:
+                # Nothing can stand below a new node: the rest is one new chain.
+                rest, left = tokens[end - step :], handles[place + 1 :]
+                nodes += self._store_chain(parent, key, rest, tier, left, size_bytes)
+                break
         if nodes:
-            residence = parent.at[tier]
+            residence = nodes[-1].at[tier]
             assert residence is not None
             self.tiers[tier].settle(residence)
+        return nodes
+
+    def _store_chain(
+        self, node: Node, key: bytes, tokens: bytes, tier: int, handles: Sequence[object], size_bytes: int
+    ) -> list[Node]:
+        """Stores a chain of chunks below a node without children, as `_store` would one by one."""
+        root, now, tiers = node.root, node.created_at, len(self.tiers)
+        above = node.at[tier]
+        assert above is not None
+        digest, index, step = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
+        self._tick += 1
+        tick, nodes, end = self._tick, [], 0
+        for handle in handles:
+            end += step
+            chunk = tokens[end - step : end]
+            key = digest(key + chunk)
+            child = Node(node, root, key, chunk, tiers, now)
+            node.children = [child]
+            index.setdefault(key, child)
+            above.children = 1
+            child.at[tier] = above = Residence(child, tier, handle, size_bytes, tick)
+            if self.tombstones:
+                self.tombstones.discard(root.scope, key)
+            node = child
+            nodes.append(child)
+        self.tiers[tier].entered(root.scope, len(nodes), len(nodes) * size_bytes)
         return nodes
 
     def _store(
@@ -312,7 +342,7 @@ class PrefixTree:
         node.claim = None
         self._tick += 1
         residence = Residence(node, tier, handle, size_bytes, self._tick)
-        self.tiers[tier].entered(residence)
+        self.tiers[tier].entered(root.scope, 1, size_bytes)
         node.at[tier] = residence
         if above is not None:
             above.children += 1
@@ -333,7 +363,8 @@ class PrefixTree:
 
         Returns what left, in the order it left; the caller owns the handles.
         """
-        self.expire_pins()
+        if self.pins:
+            self.expire_pins()
         evicted: list[Evicted] = []
         freed, policy = 0, self.tiers[tier].policy
         while freed < size_bytes and (residence := policy.victim()) is not None:

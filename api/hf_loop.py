@@ -1,0 +1,102 @@
+"""Hugging Face's own `generate` loop over prompts that are in the pool already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kvtrie.api.engine import Engine
+from kvtrie.api.generate_arguments import eos_tokens, prompts_of, refuse_unservable
+from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.kv_memory import KvMemory
+from kvtrie.api.model_facts import ModelFacts
+from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.request import Completion, Request
+from kvtrie.api.sequence_kv import SequenceKV
+from kvtrie.prefix_tree import Root
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.keys import TokenArray, as_tokens
+
+
+class HuggingFaceLoop:
+    """Prefills prompts in the engine's packed steps, then lets `model.generate` go on from there."""
+
+    def __init__(self, facts: ModelFacts, memory: KvMemory, identity: ModelIdentity, engine: Engine) -> None:
+        self._facts = facts
+        self._memory = memory
+        self._identity = identity
+        self._engine = engine
+
+    def generate(
+        self,
+        inputs: Tensor | None,
+        generation_config: Any,
+        arguments: dict[str, Any],
+        root: Root,
+        readable: list[Root],
+    ) -> Any:
+        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides."""
+        base: Any = self._facts.model
+        refuse_unservable(arguments, generation_config or base.generation_config)
+        arguments.pop("past_key_values", None)
+        fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
+        effective, _ = base._prepare_generation_config(generation_config, **fields)
+        for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
+            if isinstance(given, Tensor) and given.device != self._facts.device:
+                raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
+        prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
+        assert inputs is not None
+        columns = inputs.shape[1]
+        new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
+        rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
+        cache = PoolCache(
+            self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self._engine.lock
+        )
+        try:
+            output = base.generate(
+                inputs, generation_config=generation_config, past_key_values=cache, **arguments
+            )
+        finally:
+            cache.close()
+        if not isinstance(output, Tensor) and getattr(output, "past_key_values", None) is cache:
+            output.past_key_values = None
+        return output
+
+    def _new_tokens(
+        self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]
+    ) -> int:
+        """New tokens that Hugging Face's loop may produce after `columns` columns."""
+        if effective.max_new_tokens is not None:
+            return int(effective.max_new_tokens)
+        base: Any = self._facts.model
+        configured = (arguments.get("max_length"), getattr(generation_config, "max_length", None))
+        if any(length is not None for length in (*configured, base.generation_config.max_length)):
+            return max(0, int(effective.max_length) - columns)
+        # By default the loop takes `max_length` as a number of new tokens, within the model's positions.
+        positions = getattr(base.config, "max_position_embeddings", None)
+        new_tokens = int(effective.max_length)
+        return new_tokens if positions is None else max(0, min(new_tokens, positions - columns))
+
+    def _prefill(
+        self, prompts: list[TokenArray], new_tokens: int, root: Root, readable: list[Root]
+    ) -> list[SequenceKV]:
+        """Computes each prompt's KV but for its last token, all in the engine's packed steps."""
+        for prompt in prompts:
+            self._engine.check(prompt, new_tokens)
+        waiting: list[Completion] = []
+        done = False
+        try:
+            for prompt in prompts:
+                request = Request(prompt[:-1], root, readable, max_new_tokens=0, prefill_only=True)
+                waiting.append(self._engine.submit(request))
+            self._engine.wait(waiting)
+            for completion in waiting:
+                if completion.error is not None:
+                    raise completion.error
+            done = True
+        finally:
+            if not done:
+                self._engine.discard(waiting)
+        return [completion.kv for completion in waiting if completion.kv is not None]
