@@ -132,7 +132,8 @@ def _look_amd(asm: dict[str, Any], dtype: str) -> tuple[int, list[str]]:
     found = {
         name: int(value)
         for name, value in re.findall(
-            r"\.(private_segment_fixed_size|vgpr_spill_count|sgpr_spill_count|vgpr_count):\s+(\d+)", asm["amdgcn"]
+            r"\.(private_segment_fixed_size|vgpr_spill_count|sgpr_spill_count|vgpr_count):\s+(\d+)",
+            asm["amdgcn"],
         )
     }
     violations = [
@@ -162,7 +163,9 @@ def main() -> int:
         results = list(processes.map(compile_row, *zip(*jobs)))
     for result in results:
         verdict = "; ".join(result.violations) or "ok"
-        print(f"{result.target:7} {result.row:58} {result.registers:4} reg {result.shared_bytes:7} B  {verdict}")
+        print(
+            f"{result.target:7} {result.row:58} {result.registers:4} reg {result.shared_bytes:7} B  {verdict}"
+        )
     bad = sum(bool(result.violations) for result in results)
     print(f"{len(results)} kernels, {bad} with violations")
     return 1 if bad else 0

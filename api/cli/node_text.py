@@ -32,14 +32,17 @@ def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48)
     return quoted(cut)
 
 
-def segment_text(segment: Segment, tokenizer: Tokenizer | None, width: int = 48) -> str:
-    """The beginning of a segment's tokens."""
+def segment_text(
+    segment: Segment, tokenizer: Tokenizer | None, shared_tokens: int = 0, width: int = 48
+) -> str:
+    """The beginning of a segment's tokens; `shared_tokens` that a neighbour begins with too are left out."""
     tokens: list[int] = []
     for node in segment:
         tokens += node.tokens
-        if len(tokens) > PREVIEW_TOKENS:
+        if len(tokens) > shared_tokens + PREVIEW_TOKENS:
             break
-    return tokens_text(tokens, tokenizer, width)
+    text = tokens_text(tokens[shared_tokens:], tokenizer, width)
+    return f"…+{shared_tokens} {text}" if shared_tokens else text
 
 
 def facts(snapshot: Snapshot, segment: Segment) -> list[str]:

@@ -28,23 +28,27 @@ def tree_dot(snapshot: Snapshot, *, tokenizer: Tokenizer | None = None, expand: 
         lines.append(
             f"  namespace{number} [shape=folder style=filled fillcolor=gray92 label={_label(label)}];"
         )
-        pending: list[tuple[Branch, str, int]] = [
-            (top, f"namespace{number}", number) for top in reversed(tops)
+        pending: list[tuple[Branch, str, int, int]] = [
+            (top, f"namespace{number}", number, 0) for top in reversed(tops)
         ]
         while pending:
-            branch, above, owner = pending.pop()
+            branch, above, owner, shared = pending.pop()
             for segment in branch.segments:
                 name = f"chunk{segment[0].id}"
                 mine = segment[0].namespace
-                lines.append(f"  {name} [{_attributes(snapshot, segment, tokenizer, mine != owner)}];")
+                text = segment_text(segment, tokenizer, shared, 36)
+                lines.append(f"  {name} [{_attributes(snapshot, segment, text, mine != owner)}];")
                 lines.append(f"  {above} -> {name}{_edge(segment, mine != owner)};")
-                above, owner = name, mine
-            pending.extend((child, above, owner) for child in reversed(branch.children))
+                above, owner, shared = name, mine, 0
+            pending.extend(
+                (child, above, owner, branch.shared_tokens(i))
+                for i, child in reversed(list(enumerate(branch.children)))
+            )
     return "\n".join([*lines, "}"])
 
 
-def _attributes(snapshot: Snapshot, segment: Segment, tokenizer: Tokenizer | None, is_borrowed: bool) -> str:
-    label = [span_text(snapshot, segment), segment_text(segment, tokenizer, 36), *facts(snapshot, segment)]
+def _attributes(snapshot: Snapshot, segment: Segment, text: str, is_borrowed: bool) -> str:
+    label = [span_text(snapshot, segment), text, *facts(snapshot, segment)]
     if is_borrowed:
         label.insert(0, name_text(snapshot.namespaces[segment[0].namespace].scope))
     first = segment[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvtrie.api.snapshot_match import common_tokens
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
 
 Segment = list[NodeView]
@@ -17,6 +18,16 @@ class Branch:
 
     segments: list[Segment]
     children: list[Branch]
+
+    def shared_tokens(self, child: int) -> int:
+        """Leading tokens that a child shares with a neighbour: what tells it apart comes after them."""
+        mine = self.children[child].segments[0][0].tokens
+        beside = [
+            self.children[i].segments[0][0].tokens
+            for i in (child - 1, child + 1)
+            if 0 <= i < len(self.children)
+        ]
+        return max((common_tokens(mine, tokens) for tokens in beside), default=0)
 
 
 def branches(snapshot: Snapshot, expand: bool) -> list[tuple[int, list[Branch]]]:

@@ -42,22 +42,23 @@ def _branch_lines(
     shown: Snapshot, number: int, tops: list[Branch], hidden: Counter[int | None], tokenizer: Tokenizer | None
 ) -> Iterator[str]:
     fork, last, bar, gap = _UNICODE if speaks_unicode() else _ASCII
-    pending = [(branch, "", i == len(tops) - 1, number) for i, branch in enumerate(tops)][::-1]
+    pending = [(branch, "", i == len(tops) - 1, number, 0) for i, branch in enumerate(tops)][::-1]
     while pending:
-        branch, prefix, is_last, above = pending.pop()
+        branch, prefix, is_last, above, shared = pending.pop()
         below = prefix + (gap if is_last else bar)
         lead = prefix + (last if is_last else fork)
         for segment in branch.segments:
             owner = segment[0].namespace
-            words = [span_text(shown, segment), segment_text(segment, tokenizer), *facts(shown, segment)]
+            text = segment_text(segment, tokenizer, shared)
+            words = [span_text(shown, segment), text, *facts(shown, segment)]
             if owner != above:
                 words.insert(1, f"continued by {name_text(shown.namespaces[owner].scope)}")
             if more := hidden[segment[-1].id]:
                 words.append(f"+{more} not shown below")
             yield lead + "  ".join(words)
-            lead, above = below, owner
+            lead, above, shared = below, owner, 0
         pending.extend(
-            (child, below, i == len(branch.children) - 1, above)
+            (child, below, i == len(branch.children) - 1, above, branch.shared_tokens(i))
             for i, child in reversed(list(enumerate(branch.children)))
         )
 
