@@ -329,10 +329,14 @@ class PrefixCachedModel:
     # ---- life
 
     def close(self) -> None:
-        """Restores the model, writes what the lower tier was offered, and lets go of it."""
+        """Cancels what is under way, restores the model, and lets go of the lower tier.
+
+        What the tier was offered is written first, within a short deadline.
+        """
         if self._closed:
             return
         self._closed = True
+        self.engine.cancel_all()
         self._gate.close()
         if self._lower is not None:
             self._lower.close()

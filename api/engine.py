@@ -121,6 +121,13 @@ class Engine:
                     completion.kv.close()
                     completion.kv = None
 
+    def cancel_all(self) -> None:
+        """Cancels every request that is still under way."""
+        with self.lock:
+            for job in (*self._running, *self._waiting):
+                job.completion.cancel()
+            self._drop_cancelled()
+
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or running."""

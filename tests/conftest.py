@@ -19,6 +19,10 @@ START_SECONDS = 20.0
 # Before torch is imported, and inherited by every process a test starts: on tiny models threads only wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Likewise before Triton is: without a GPU, kernels run in its interpreter.
+if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 class RedisServer:
     """A redis-server process of our own: no persistence, a free port, a directory of its own."""

@@ -354,3 +354,14 @@ def test_two_wrappers_of_one_model(model: PreTrainedModel) -> None:
         generate(other)
         in_threads(lambda: generate(one), lambda: generate(other))
     assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_closing_cancels_what_is_under_way(model: PreTrainedModel) -> None:
+    cached = PrefixCachedModel(model, memory="1MiB", chunk_tokens=CHUNK)
+    running = cached.submit(ROW, max_new_tokens=9, eos=())
+    cached.engine.step()
+    waiting = cached.submit(ROW, max_new_tokens=9, eos=())
+    cached.close()
+    assert running.finish_reason == waiting.finish_reason == "cancelled"
+    assert not cached.engine.memory.tree.leases
+    cached.check()

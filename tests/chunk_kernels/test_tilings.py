@@ -26,7 +26,7 @@ def test_every_table_serves_every_shape(target: str) -> None:
 
 
 def test_more_rows_get_taller_tiles() -> None:
-    pool = random_pool(1, 32, 32)
+    pool = random_pool(1, 32, 32, "float16")
     few = tilings_for(prepare_step([StepSequence([0], 3, 1)], pool), 4)
     many = tilings_for(prepare_step([StepSequence([slot], 3, 1) for slot in range(40)], pool), 4)
     assert many.partial.block_m > few.partial.block_m
