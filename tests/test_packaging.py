@@ -30,8 +30,14 @@ def setuptools_table() -> dict:
     return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
+DATA = {"kvtrie.api.demo.prompts", "kvtrie.chunk_kernels.tuned"}
+"""Folders of files that are shipped and not imported; setuptools wants them named like packages."""
+
+
 def test_every_package_is_declared_and_every_declared_package_exists() -> None:
-    assert sorted(setuptools_table()["packages"]) == found_packages()
+    assert sorted(setuptools_table()["packages"]) == sorted({*found_packages(), *DATA})
+    for name in DATA:
+        assert any(REPOSITORY.joinpath(*name.split(".")[1:]).iterdir()), f"{name} is empty"
     assert {f"kvtrie.{folder}" for folder in FOLDERS} <= set(found_packages())
 
 
