@@ -259,7 +259,11 @@ class PrefixCachedModel:
         else:
             root, readable = self._root(self._scopes.of_shared(scope)), []
         completion = self.engine.submit(Request(tokens, root, readable, max_new_tokens=0, prefill_only=True))
-        self.engine.wait([completion])
+        try:
+            self.engine.wait([completion])
+        except BaseException:
+            self.engine.discard([completion])
+            raise
         if completion.error is not None:
             raise completion.error
         assert completion.kv is not None
@@ -336,10 +340,12 @@ class PrefixCachedModel:
         if self._closed:
             return
         self._closed = True
-        self.engine.cancel_all()
-        self._gate.close()
-        if self._lower is not None:
-            self._lower.close()
+        try:
+            self.engine.cancel_all()
+        finally:
+            self._gate.close()
+            if self._lower is not None:
+                self._lower.close()
 
     def __enter__(self) -> PrefixCachedModel:
         return self

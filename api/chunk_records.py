@@ -69,21 +69,30 @@ class ChunkRecords:
         slot: int,
     ) -> None:
         """Offers one whole chunk, which stands in `slot` now; its namespace's record goes before it."""
-        self._announce(root.namespace)
-        keys, values = self._pool.read_chunk(slot)
-        record = Record(
-            namespace=root.key,
-            key=key,
-            parent_key=parent_key[:KEY_BYTES],
-            path_digest=path_digest,
-            depth=depth,
-            codec=self._codec.id,
-            shape=self._pool.shape,
-            tokens=chunk,
-            payload=self._codec.encode(keys, values),
-            created_at_seconds=int(time.time()),
-        )
-        self.tier.offer(root.namespace, key, lambda: encode_record(record, self._store_key))
+
+        def make() -> bytes:
+            keys, values = self._pool.read_chunk(slot)
+            record = Record(
+                namespace=root.key,
+                key=key,
+                parent_key=parent_key[:KEY_BYTES],
+                path_digest=path_digest,
+                depth=depth,
+                codec=self._codec.id,
+                shape=self._pool.shape,
+                tokens=chunk,
+                payload=self._codec.encode(keys, values),
+                created_at_seconds=int(time.time()),
+            )
+            return encode_record(record, self._store_key)
+
+        try:
+            self._announce(root.namespace)
+            self.tier.offer(root.namespace, key, make)
+        # Whatever a tier does wrong, the request that computed the chunk must not pay for it.
+        except Exception:
+            self._counters["lower_outages"] += 1
+            _LOG.exception("chunk %s not offered to the lower tier", key.hex())
 
     def load(
         self, root: Root, parent_key: bytes, depth: int, chain: list[tuple[bytes, bytes, bytes]]
@@ -97,6 +106,11 @@ class ChunkRecords:
         except StoreError as error:
             self._counters["lower_outages"] += 1
             _LOG.warning("lower tier not available, recomputing: %s", error)
+            return []
+        # A defect of the tier, loud in the log: still no reason for a request to fail.
+        except Exception:
+            self._counters["lower_outages"] += 1
+            _LOG.exception("lower tier failed, recomputing")
             return []
         records: list[Record] = []
         for data, (key, path_digest, chunk) in zip(found, chain):
@@ -136,11 +150,12 @@ class ChunkRecords:
     def _announce(self, namespace: Namespace) -> None:
         if namespace.digest in self._announced:
             return
-        self._announced.add(namespace.digest)
-        self.tier.offer(
+        taken = self.tier.offer(
             namespace,
             namespace.digest[:KEY_BYTES],
             lambda: encode_namespace_record(
                 namespace, created_at_seconds=int(time.time()), store_key=self._store_key
             ),
         )
+        if taken:
+            self._announced.add(namespace.digest)

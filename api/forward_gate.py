@@ -37,8 +37,10 @@ class ForwardGate:
 
     def close(self) -> None:
         """Takes the hooks off the model."""
-        for hook in self._hooks:
-            hook.remove()
+        # Not between another thread's `_enter` and `_leave`: that pass would never let go of the lock.
+        with self.lock:
+            for hook in self._hooks:
+                hook.remove()
 
     def _enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -46,6 +46,7 @@ class HuggingFaceLoop:
         for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
             if isinstance(given, Tensor) and given.device != self._facts.device:
                 raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
+        refuse_unservable({}, effective)
         prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
         assert inputs is not None
         columns = inputs.shape[1]

@@ -17,7 +17,7 @@ import torch
 
 from kvtrie.api.chunk_records import ChunkRecords
 from kvtrie.api.lower_tier import LowerTier
-from kvtrie.chunk_kernels import ChunkPool
+from kvtrie.chunk_kernels import ChunkPool, check_served
 from kvtrie.prefix_tree import ChunkShape, Node, PrefixTree, Tier, check
 from kvtrie.prefix_tree.errors import InputError
 
@@ -55,6 +55,7 @@ class KvMemory:
                 f"memory={memory_bytes} bytes holds {slots} chunks of {shape.chunk_bytes} bytes; "
                 f"give at least {2 * shape.chunk_bytes}, or use smaller chunks"
             )
+        check_served(shape, torch.device(device))
         self.shape = shape
         self.pool = ChunkPool(shape, slots, device)
         self.tree = PrefixTree(

@@ -57,7 +57,11 @@ def _load_path(memory: KvMemory, root: Root, match: Match, tokens: bytes) -> boo
                 slots = memory.take(root.scope, 1, after=memory.last_slot(lease.node))
                 if slots is None:
                     return loaded > 0
-                memory.records.restore(record, slots[0])
+                try:
+                    memory.records.restore(record, slots[0])
+                except BaseException:
+                    memory.give(root.scope, slots)
+                    raise
                 tree.tiers[DEVICE].unreserve(root.scope, memory.shape.chunk_bytes)
                 node = tree.insert(
                     lease.node, root, record.key, record.tokens, DEVICE, slots[0], memory.shape.chunk_bytes

@@ -49,7 +49,8 @@ class ModelIdentity:
         self._config = _config_digest(facts.config)
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
         self._tuners = _tuner_layers(facts.model)
-        self._known: dict[object, Digests] = {}
+        self._known: dict[object, tuple[Digests, list[object]]] = {}
+        """By state; each with the storages it names, so that none of those addresses can be used again."""
         self._weights_state: object = None
         self._weights = ""
         self._namespaces: dict[tuple[str, str, Digests], Namespace] = {}
@@ -81,8 +82,10 @@ class ModelIdentity:
     def digests(self) -> Digests:
         """Digests of the model as it is now; reads weights only where something changed."""
         weights_state = _weights_state(self._facts.model)
-        digests = self._known.get((weights_state, self._adapter_state()))
-        if digests is None:
+        known = self._known.get((weights_state, self._adapter_state()))
+        if known is not None:
+            digests = known[0]
+        else:
             # Adapters may have been added or removed since: their tensors came or went with them.
             self._tuners = _tuner_layers(self._facts.model)
             for _, tuner in self._tuners:
@@ -100,7 +103,9 @@ class ModelIdentity:
                 self._weights_state = base_state
                 self._known.clear()
             digests = Digests(self._weights, self._adapter_digest())
-            self._known[state] = digests
+            model = self._facts.model
+            storages: list[object] = [t.untyped_storage() for t in chain(model.parameters(), model.buffers())]
+            self._known[state] = digests, storages
         return digests
 
     def _adapter_state(self) -> tuple[_TunerState, ...]:

@@ -24,8 +24,12 @@ class Scopes:
 
     def __init__(self, shared: Mapping[str, Collection[str]] | None = None, salt: str = "") -> None:
         self._shared = {name: frozenset(readers) for name, readers in (shared or {}).items()}
-        for name in self._shared:
+        for name, readers in (shared or {}).items():
             _checked("shared scope", name)
+            if isinstance(readers, str):
+                raise InputError(
+                    f"readers of shared scope {name!r} must be a list of tenants, got {readers!r}"
+                )
         self._salt = salt.encode()
 
     def of_tenant(self, tenant: str | None) -> str:

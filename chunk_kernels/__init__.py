@@ -1,6 +1,6 @@
 """Everything that computes on KV: the device pool, steps as work items, and the two-phase attention."""
 
-from kvtrie.chunk_kernels.attend import attend
+from kvtrie.chunk_kernels.attend import attend, check_served
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
@@ -13,5 +13,6 @@ __all__ = [
     "StepSequence",
     "attend",
     "attend_reference",
+    "check_served",
     "prepare_step",
 ]

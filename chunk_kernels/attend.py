@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kvtrie.chunk_kernels.launch_plan import launch_plan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
-from kvtrie.chunk_kernels.tilings import tilings_for
+from kvtrie.chunk_kernels.tilings import target_of, tiling_for, tilings_for
 from kvtrie.chunk_kernels.two_phase import attend_two_phase
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.shape import ChunkShape
+
+
+def check_served(shape: ChunkShape, device: torch.device) -> None:
+    """Whether `attend` serves pools of this shape on this device.
+
+    Raises:
+        InputError: the kernels have no tiling for heads that wide in this dtype.
+    """
+    if device.type != "cpu":
+        tiling_for(target_of(device), shape.dtype, max(shape.key_dim, shape.value_dim), pairs=1)
 
 
 def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def attend_triton(
         query: `[rows, q_heads, key_dim]`, contiguous, rows in the caller's order.
         pool: the pool the plan was made over.
         layer: which layer's keys and values to read.
-        launch: from `make_launch_plan`.
+        launch: from `launch_plan`.
         scale: factor on the scores.
         variant: window, softcap, ALiBi, sinks.
 

@@ -172,7 +172,8 @@ def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> Slab
         len(strides) == 1
         and min(strides) >= 1
         and firsts[-1] + chunks <= pool.slots
-        and all(Span(run.slots, 0, 1).adjacent for run in runs)
+        # Equally long, too: a shorter one's padding would be a neighbour's slot, and its NaN would get out.
+        and all(len(run.slots) == chunks and Span(run.slots, 0, 1).adjacent for run in runs)
     )
     mask = None
     if any(run.tokens != tokens for run in runs):

@@ -28,9 +28,10 @@ class Matching:
                 continue
             through = self._onwards(shared, shared, [], shared.key, tokens)
             candidates = [through]
+            key = root.key
             for depth, node in enumerate(through.path, 1):
+                key = self.digest(key + node.tokens)
                 if node.grafts is not None and root in node.grafts:
-                    key = self._own_key(root, tokens, depth)
                     candidates.append(self._onwards(root, node, through.path[:depth], key, tokens))
             for found in candidates:
                 if found.cached_tokens > best.cached_tokens:
@@ -38,14 +39,11 @@ class Matching:
                 if found.awaits is not None and (awaits is None or found.awaits.depth > awaits.depth):
                     awaits = found.awaits
         if best.node.root is not root:
-            best.chain_key = self._own_key(root, tokens, len(best.path))
+            best.chain_key = chain_key(root.key, tokens, len(best.path), self.chunk_tokens, self.digest)
         best.root = root
         # Also where another way has more cached now: what is being computed must not be claimed again.
         best.awaits = awaits if awaits is not None and awaits.depth > len(best.path) else None
         return best
-
-    def _own_key(self, root: Root, tokens: bytes, chunks: int) -> bytes:
-        return chain_key(root.key, tokens, chunks, self.chunk_tokens, self.digest)
 
     def _onwards(self, root: Root, node: Node, above: list[Node], key: bytes, tokens: bytes) -> Match:
         """Matches on from `node`, at the end of the path `above`, into children of `root`'s namespace only."""
