@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
@@ -32,8 +32,7 @@ from kvtrie.prefix_tree.tier import Tier
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted:
+class Evicted(NamedTuple):
     """A chunk that left a tier; the caller now owns `handle`."""
 
     node: Node
