@@ -39,6 +39,7 @@ class HuggingFaceLoop:
     ) -> Any:
         """See `PrefixCachedModel.generate`; `arguments` are what it was given besides."""
         base: Any = self._facts.model
+        # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
         arguments.pop("past_key_values", None)
         fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}

@@ -104,10 +104,13 @@ class SequenceKV:
             node = tree.insert(self.node, self.root, key, chunk, DEVICE, slot, size)
         tree.extend(self.lease, node)
         stored = device_slot(node)
-        above_key, above_digest = self._chain_key, self._path_digest or self._digest_path_if(memory)
+        above_key = self._chain_key
+        if memory.records is not None:
+            above = self._path_digest or self._digest_path()
+            self._path_digest = hashlib.sha256(above + chunk).digest()
+        # The slot is the tree's by now: on record before anything else may go wrong.
         self._path.append(node)
         self._chain_key = key
-        self._path_digest = None if above_digest is None else hashlib.sha256(above_digest + chunk).digest()
         if stored != slot:
             # Somebody stored the same chunk meanwhile: read theirs, free ours.
             tree.tiers[DEVICE].reserve(scope, size)
@@ -116,11 +119,9 @@ class SequenceKV:
         elif memory.records is not None and self._path_digest is not None:
             memory.records.offer(self.root, key, above_key, self._path_digest, place + 1, chunk, slot)
 
-    def _digest_path_if(self, memory: KvMemory) -> bytes | None:
-        """The digest of the path so far, where there is a lower tier to name records for."""
-        if memory.records is None:
-            return None
-        chunk_tokens = memory.shape.chunk_tokens
+    def _digest_path(self) -> bytes:
+        """The path digest of all whole chunks so far, from scratch."""
+        chunk_tokens = self._memory.shape.chunk_tokens
         whole = bytes(self.tokens[: len(self._path) * chunk_tokens * TOKEN_BYTES])
         digests = path_digests(self.root.key, whole, chunk_tokens)
         return digests[-1] if digests else self.root.key

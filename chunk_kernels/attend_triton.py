@@ -1,4 +1,7 @@
-"""Launching the Triton kernels: two-phase attention and the KV write on CUDA and ROCm devices."""
+"""Launching the Triton kernels on CUDA and ROCm devices.
+
+`attend` goes through `attend_triton`; `write_triton` is proved, and the pool still writes with torch.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,10 @@ class PrefixTree:
     # ---- holding
 
     def lease(self, match: Match) -> Lease:
-        """Holds a match's path until `release`, and counts the hit. O(tiers)."""
+        """Holds a match's path until `release`, and counts the hit.
+
+        O(tiers), and a walk up the path in each tier that does not hold its last chunk.
+        """
         if match.cached_tokens:
             (match.partial if match.partial is not None else match.node).hits += 1
         return self.lease_node(match.node)
