@@ -10,7 +10,6 @@ Slots change hands here and nowhere else:
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 import torch
@@ -19,6 +18,7 @@ from kvtrie.api.chunk_records import ChunkRecords
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.chunk_kernels import ChunkPool, check_served
 from kvtrie.prefix_tree import ChunkShape, Node, PrefixTree, Tier, check
+from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.errors import InputError
 
 DEVICE = 0
@@ -66,7 +66,7 @@ class KvMemory:
         self.counters: Counter[str] = Counter()
         """Totals since start: requests, prompt_tokens, cached_tokens, loaded_chunks, preemptions, ..."""
         self.records = None if lower is None else ChunkRecords(self.pool, lower, store_key, self.counters)
-        self._check_often = _checks_wanted()
+        self._check_often = checks_wanted()
 
     @property
     def _tier(self) -> Tier:
@@ -119,10 +119,3 @@ def device_slot(node: Node) -> int:
     residence = node.at[DEVICE]
     assert residence is not None
     return _slot(residence.handle)
-
-
-def _checks_wanted() -> bool:
-    value = os.environ.get("KVTRIE_CHECK", "0")
-    if value not in ("0", "1"):
-        raise InputError(f"KVTRIE_CHECK={value!r} is neither 0 nor 1")
-    return value == "1"

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from bench import serving, tree
+from bench import planner, serving, tree
 from bench.measure import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
+PARTS: dict[str, Callable[[], dict[str, float]]] = {
+    "tree": tree.run,
+    "planner": planner.run,
+    "serving": serving.run,
+}
+
 TARGETS = {
+    "plan_first_us": 300,
+    "plan_append_us": 10,
+    "plan_join_us": 60,
+    "plan_leave_us": 60,
     "match_2304_tokens_us": 60,
     "insert_2304_tokens_us": 200,
     "evict_one_of_50000_leaves_us": 20,
@@ -24,14 +35,13 @@ TARGETS = {
 def main() -> None:
     """Entry point of `python -m bench`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("tree", "serving"), help="run one part")
+    parser.add_argument("--only", choices=sorted(PARTS), help="run one part")
     parser.add_argument("--no-write", action="store_true", help="print only")
     args = parser.parse_args()
     figures: dict[str, float] = {}
-    if args.only != "serving":
-        figures |= tree.run()
-    if args.only != "tree":
-        figures |= serving.run()
+    for name, part in PARTS.items():
+        if args.only in (None, name):
+            figures |= part()
     made = provenance()
     for name, value in figures.items():
         target = TARGETS.get(name)

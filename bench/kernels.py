@@ -37,7 +37,7 @@ TARGETS = (
     Target("gfx942", "hip", "gfx942", 64, 64 * 1024),
 )
 _TRITON_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-_INT32 = ("items", "counts", "slots", "positions", "order", "merge_index", "merges")
+_INT32 = ("items", "counts", "slots", "order", "merge_index", "merges")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,8 @@ def _type_of(name: str, dtype: str, constants: dict[str, Any]) -> str:
         return "constexpr"
     if name in ("p_query", "p_key", "p_value", "p_out"):
         return "*" + _TRITON_DTYPES[dtype]
+    if name == "p_positions":
+        return "*i64"
     if name.startswith("p_"):
         return "*i32" if name.removeprefix("p_") in _INT32 else "*fp32"
     return {"scale": "fp32", "softcap": "fp32", "window": "i32"}.get(name, "i64")

@@ -8,7 +8,7 @@ from torch import Tensor
 from kvtrie.chunk_kernels.launch_plan import launch_plan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
-from kvtrie.chunk_kernels.tilings import target_of, tiling_for, tilings_for
+from kvtrie.chunk_kernels.tilings import cost_model_for, target_of, tiling_for, tilings_for
 from kvtrie.chunk_kernels.two_phase import attend_two_phase
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.shape import ChunkShape
@@ -58,4 +58,5 @@ def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float)
     from kvtrie.chunk_kernels.attend_triton import attend_triton
 
     group = query.shape[1] // shape.kv_heads
-    return attend_triton(query, pool, layer, launch_plan(step, group, tilings_for(step, group)), scale)
+    launch = launch_plan(step, group, tilings_for(step, group), cost_model_for(pool.device))
+    return attend_triton(query, pool, layer, launch, scale)

@@ -28,7 +28,7 @@ def attend_items(
     p_items,  # int32 [items, ITEM_FIELDS]
     p_counts,  # int32 [2]: items that store partials, items that finish
     p_slots,  # int32 [table]
-    p_positions,  # int32 [rows], plan order
+    p_positions,  # int64 [rows], the caller's order
     p_order,  # int32 [rows]: the caller's row of each plan row
     p_merge_index,  # int32 [finishing items, 2]: first merge, merges
     p_merges,  # int32 [merges, MERGE_FIELDS]
@@ -77,7 +77,7 @@ def attend_items(
     head = i_head * GROUP + o_m % GROUP
     m_row = o_m < rows * GROUP
     caller_row = tl.load(p_order + row, mask=m_row, other=0).to(tl.int64)
-    position = tl.load(p_positions + row, mask=m_row, other=0)
+    position = tl.load(p_positions + caller_row, mask=m_row, other=0).to(tl.int32)
     o_key = tl.arange(0, BLOCK_KEY_DIM)
     o_value = tl.arange(0, BLOCK_VALUE_DIM)
     m_key = o_key < KEY_DIM

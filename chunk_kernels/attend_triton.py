@@ -56,13 +56,13 @@ def attend_triton(
     out = torch.empty(rows, q_heads, shape.value_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(rows, q_heads, dtype=torch.float32, device=query.device)
     partial_out = torch.empty(
-        max(1, launch.partials), shape.value_dim, dtype=torch.float32, device=query.device
+        max(1, launch.sizes.partials), shape.value_dim, dtype=torch.float32, device=query.device
     )
-    partial_lse = torch.empty(max(1, launch.partials), dtype=torch.float32, device=query.device)
+    partial_lse = torch.empty(max(1, launch.sizes.partials), dtype=torch.float32, device=query.device)
     none = partial_lse  # stands in for pointers the variant does not read
     for stores_partial, items, count, cut in (
-        (True, launch.items_partial, launch.partial_items, launch.tilings.partial),
-        (False, launch.items_finish, launch.finish_items, launch.tilings.finish),
+        (True, launch.items_partial, launch.sizes.partial_items, launch.tilings.partial),
+        (False, launch.items_finish, launch.sizes.finish_items, launch.tilings.finish),
     ):
         if count == 0:
             continue

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kvtrie.chunk_kernels.pool import ChunkPool
@@ -44,8 +45,9 @@ class Step:
         self.sequences = tuple(sequences)
         self.pool = pool
         self.rows = sum(sequence.rows for sequence in sequences)
-        self.write_at = torch.from_numpy(_write_at(sequences, pool.shape.chunk_tokens)).to(pool.device)
-        """int64 `[rows]`: slot * chunk_tokens + offset of each new token (`ChunkPool.write`)."""
+        places = torch.from_numpy(_places(sequences, pool.shape.chunk_tokens)).to(pool.device)
+        self.positions, self.write_at = places[0], places[1]
+        """int64 `[rows]`: absolute position of each new token, and slot * chunk_tokens + offset of its place."""
         self._derived: dict[Hashable, object] = {}
 
     def derived(self, key: Hashable, make: Callable[[Step], Work]) -> Work:
@@ -81,9 +83,21 @@ def _check(sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
             raise InputError(f"slots {list(sequence.slots)} reach outside the pool of {pool.slots}")
 
 
-def _write_at(sequences: Sequence[StepSequence], chunk: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    places = []
+def _places(sequences: Sequence[StepSequence], chunk: int) -> npt.NDArray[np.int64]:
+    """Position of each new token, and where it goes: `[2, rows]`."""
+    found = np.empty((2, sum(sequence.rows for sequence in sequences)), np.int64)
+    row = 0
     for sequence in sequences:
-        positions = np.arange(sequence.context_tokens, sequence.context_tokens + sequence.rows)
-        places.append(np.asarray(sequence.slots, np.int64)[positions // chunk] * chunk + positions % chunk)
-    return np.concatenate(places)
+        start, rows = sequence.context_tokens, sequence.rows
+        if rows == 1:
+            place = sequence.slots[start // chunk] * chunk + start % chunk
+            found[0, row], found[1, row] = start, place
+        else:
+            positions = np.arange(start, start + rows)
+            found[0, row : row + rows] = positions
+            slots = np.asarray(sequence.slots[start // chunk :], np.int64)
+            found[1, row : row + rows] = (
+                slots[positions // chunk - start // chunk] * chunk + positions % chunk
+            )
+        row += rows
+    return found

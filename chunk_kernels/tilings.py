@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.prefix_tree.errors import InputError
@@ -49,6 +50,7 @@ def tuned_tilings(target: str) -> tuple[TunedTiling, ...]:
     rows = []
     for row in json.loads(path.read_text(encoding="utf-8"))["tilings"]:
         keys = (row.pop("dtype"), row.pop("most_dim"), row.pop("most_pairs"))
+        row.pop("split_tokens", None)
         rows.append(TunedTiling(*keys, Tiling(**row)))
     return tuple(rows)
 
@@ -74,6 +76,14 @@ def tilings_for(step: Step, group: int) -> Tilings:
         partial=tiling_for(target, shape.dtype, dim, step.rows * group),
         finish=tiling_for(target, shape.dtype, dim, most_rows * group),
     )
+
+
+@cache
+def cost_model_for(device: torch.device) -> CostModel:
+    """What a device charges for launches and pieces; the default's for one that cannot say."""
+    if device.type != "cuda":
+        return CostModel()
+    return CostModel(processors=torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def target_of(device: torch.device) -> str:

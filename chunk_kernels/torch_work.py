@@ -17,7 +17,10 @@ from torch import Tensor
 
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step, StepSequence, caller_order
-from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run, make_plan
+from kvtrie.prefix_tree.checking import checks_wanted
+from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run
+from kvtrie.prefix_tree.plan_check import check_plan
+from kvtrie.prefix_tree.planner import make_plan
 
 SLAB_CHUNKS = 8
 """Longest private run that goes into a slab; a longer one is worth an item of its own."""
@@ -105,10 +108,10 @@ def torch_work(step: Step) -> TorchWork:
 def _make(step: Step) -> TorchWork:
     sequences, pool = step.sequences, step.pool
     # A decode row reads its own token from the pool like any other; a prefill's square is causal.
-    plan = make_plan(
-        [PlanSequence(s.slots, s.context_tokens + (s.rows == 1), s.rows) for s in sequences],
-        pool.shape.chunk_tokens,
-    )
+    readers = [PlanSequence(s.slots, s.context_tokens + (s.rows == 1), s.rows) for s in sequences]
+    plan = make_plan(readers, pool.shape.chunk_tokens)
+    if checks_wanted():
+        check_plan(plan, readers, pool.shape.chunk_tokens)
     order = caller_order(plan, sequences)
     in_order = all(a == b for a, b in enumerate(order))
     return TorchWork(

@@ -20,7 +20,9 @@ from kvtrie.prefix_tree.holds import Lease, Pin
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.namespace import Namespace
 from kvtrie.prefix_tree.node import Node, Residence, Root
-from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run, make_plan
+from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run
+from kvtrie.prefix_tree.plan_check import check_plan
+from kvtrie.prefix_tree.planner import Planner, make_plan
 from kvtrie.prefix_tree.policy import EvictionPolicy, LeastRecentlyUsed
 from kvtrie.prefix_tree.shape import ChunkShape
 from kvtrie.prefix_tree.snapshot import Snapshot, take_snapshot
@@ -46,6 +48,7 @@ __all__ = [
     "PinBudgetExceeded",
     "Plan",
     "PlanSequence",
+    "Planner",
     "PoolExhausted",
     "PrefixTree",
     "RecordError",
@@ -59,6 +62,7 @@ __all__ = [
     "Tier",
     "UnsupportedModel",
     "check",
+    "check_plan",
     "make_plan",
     "take_snapshot",
 ]

@@ -8,12 +8,15 @@ the same slot, which is true of whole chunks of the tree and never of a private 
         slots 0 1 2 | 3 4 | 9          sequences 0, 1, 2 read run [0 1 2]
                     |     | 10         sequences 0, 1 read run [3 4], then each its own
                     | 5 11             sequence 2 reads run [5 11]
+
+`planner.py` makes plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,8 @@ class PlanSequence:
     """Query rows of this step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A stretch of chunks with the same readers."""
+class Run(NamedTuple):
+    """A stretch of chunks with the same readers. A named tuple: a plan makes one per branch, every time."""
 
     slots: tuple[int, ...]
     start_token: int
@@ -40,6 +42,8 @@ class Run:
     first_reader: int
     end_reader: int
     """Readers are `order[first_reader:end_reader]`."""
+    branches: int = 0
+    """How many ways its readers go on: runs right below it, and readers that end with it."""
 
     @property
     def readers(self) -> int:
@@ -49,47 +53,29 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step's runs, ancestors before descendants."""
+    """One step's runs."""
 
+    chunk_tokens: int
     order: tuple[int, ...]
     """Indices of the sequences, depth first."""
     row_starts: tuple[int, ...]
     """First row of each ordered sequence, and the total at the end: `[sequences + 1]`."""
-    runs: tuple[Run, ...]
+    paths: tuple[tuple[int, ...], ...]
+    """Slots that each ordered sequence reads."""
+    tokens: tuple[int, ...]
+    """Tokens that each ordered sequence reads."""
+    shared: tuple[Run, ...]
+    """Runs with more than one reader, ancestors before descendants."""
+    own_from: tuple[int, ...]
+    """For each ordered sequence, how many of its chunks lie in shared runs; the rest is its private run."""
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Shared runs, then private ones. Made when asked for: the GPU path needs the shared ones only."""
+        return (*self.shared, *self._private())
 
-def make_plan(sequences: Sequence[PlanSequence], chunk_tokens: int) -> Plan:
-    """Plans one step over any forest of paths. O(unique chunks + sequences * log(sequences))."""
-    used = [list(s.slots[: -(-s.context_tokens // chunk_tokens)]) for s in sequences]
-    order = sorted(range(len(sequences)), key=used.__getitem__)
-    starts = [0]
-    for i in order:
-        starts.append(starts[-1] + sequences[i].rows)
-    runs: list[Run] = []
-    # Readers [first, end) agree on their first `depth` chunks. A stack, so that depth has no limit.
-    todo = [(0, len(order), 0)]
-    while todo:
-        first, end, depth = todo.pop()
-        if first == end:
-            continue
-        lowest, highest = used[order[first]], used[order[end - 1]]
-        shared = depth
-        limit = min(len(lowest), len(highest))
-        while shared < limit and lowest[shared] == highest[shared]:
-            shared += 1
-        if shared > depth:
-            start = depth * chunk_tokens
-            tokens = min(shared * chunk_tokens, sequences[order[first]].context_tokens) - start
-            runs.append(Run(tuple(lowest[depth:shared]), start, tokens, first, end))
-        # Sorted, so those that end here come first, then one block per next chunk.
-        while first < end and len(used[order[first]]) == shared:
-            first += 1
-        blocks: list[tuple[int, int, int]] = []
-        while first < end:
-            block_end = first + 1
-            while block_end < end and used[order[block_end]][shared] == used[order[first]][shared]:
-                block_end += 1
-            blocks.append((first, block_end, shared))
-            first = block_end
-        todo.extend(reversed(blocks))
-    return Plan(tuple(order), tuple(starts), tuple(runs))
+    def _private(self) -> Iterator[Run]:
+        for place, (path, tokens, begin) in enumerate(zip(self.paths, self.tokens, self.own_from)):
+            if len(path) > begin:
+                start = begin * self.chunk_tokens
+                yield Run(path[begin:], start, tokens - start, place, place + 1, 1)

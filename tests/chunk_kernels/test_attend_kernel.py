@@ -12,13 +12,15 @@ pytest.importorskip("triton")
 
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, prepare_step
 from kvtrie.chunk_kernels.attend_triton import PLAIN, Variant, attend_triton, write_triton
+from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALE = 0.17
-SPLITS = Tiling(block_m=16, block_n=32, split_tokens=64)
-"""Small pieces, so that private runs are split too."""
+TILING = Tiling(block_m=16, block_n=32)
+SPLITS = CostModel(processors=1 << 20, launch_bytes=0, partial_share=1e9, least_piece_tokens=32)
+"""Everything shared, in small pieces: private runs are cut too."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +79,13 @@ def oracle(
     return torch.cat(outs), torch.cat(lses)
 
 
-def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = SPLITS) -> None:
+def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = TILING) -> None:
     torch.manual_seed(seed)
     pool = random_pool(case.kv_heads, case.key_dim, case.value_dim, case.dtype, device=DEVICE)
     sequences = random_forest(random.Random(seed), pool.slots, adjacent=adjacent, most_rows=9)
     rows = sum(sequence.rows for sequence in sequences)
     query = torch.randn(rows, case.kv_heads * case.group, case.key_dim, device=DEVICE).to(pool.dtype)
-    launch = launch_plan(prepare_step(sequences, pool), case.group, Tilings(tiling, tiling))
+    launch = launch_plan(prepare_step(sequences, pool), case.group, Tilings(tiling, tiling), SPLITS)
     out, lse = attend_triton(query, pool, 1, launch, SCALE, case.variant)
     expected, expected_lse = oracle(query, pool, 1, sequences, case.variant)
     tolerance = 1e-5 if case.dtype == "float32" else 2e-3
@@ -130,7 +132,7 @@ def test_variants(variant: Variant) -> None:
 
 @pytest.mark.parametrize("block_m", [16, 32, 64])
 def test_tilings_agree(block_m: int) -> None:
-    tiling = Tiling(block_m=block_m, block_n=16, split_tokens=48)
+    tiling = Tiling(block_m=block_m, block_n=16)
     compare(Case(2, 3, 32, 32), 5, adjacent=True, tiling=tiling)
 
 

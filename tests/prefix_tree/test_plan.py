@@ -7,7 +7,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtrie.prefix_tree import Plan, PlanSequence, Run, make_plan
+from kvtrie.prefix_tree import Plan, PlanSequence, Run, check_plan, make_plan
+from kvtrie.prefix_tree.planner import Planner
 
 CHUNK = 4
 
@@ -41,6 +42,7 @@ def runs_of(plan: Plan, place: int) -> list[Run]:
 @given(forests())
 def test_each_sequence_reads_exactly_its_chunks_in_order(sequences: list[PlanSequence]) -> None:
     plan = make_plan(sequences, CHUNK)
+    check_plan(plan, sequences, CHUNK)
     for place, index in enumerate(plan.order):
         sequence, position, slots = sequences[index], 0, []
         for run in runs_of(plan, place):
@@ -104,18 +106,69 @@ def test_the_plan_drawn_in_the_docstring() -> None:
     plan = make_plan(sequences, CHUNK)
     assert plan.order == (0, 1, 2)
     assert plan.row_starts == (0, 1, 3, 6)
-    assert plan.runs == (
-        Run((0, 1, 2), 0, 3 * CHUNK, 0, 3),
-        Run((3, 4), 3 * CHUNK, 2 * CHUNK, 0, 2),
-        Run((9, 10), 5 * CHUNK, 2 * CHUNK, 0, 1),
-        Run((12,), 5 * CHUNK, 1, 1, 2),
-        Run((5, 11), 3 * CHUNK, 2 * CHUNK, 2, 3),
-    )
+    assert {run[:5] for run in plan.runs} == {
+        ((0, 1, 2), 0, 3 * CHUNK, 0, 3),
+        ((3, 4), 3 * CHUNK, 2 * CHUNK, 0, 2),
+        ((9, 10), 5 * CHUNK, 2 * CHUNK, 0, 1),
+        ((12,), 5 * CHUNK, 1, 1, 2),
+        ((5, 11), 3 * CHUNK, 2 * CHUNK, 2, 3),
+    }
+    assert [run.branches for run in plan.runs if run.readers > 1] == [2, 2]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(forests())
+def test_branches_are_the_runs_right_below_and_the_readers_that_end(sequences: list[PlanSequence]) -> None:
+    plan = make_plan(sequences, CHUNK)
+    for run in plan.runs:
+        below = {
+            next(
+                (
+                    r
+                    for r in plan.runs
+                    if r.start_token == run.start_token + run.tokens
+                    and r.first_reader <= place < r.end_reader
+                ),
+                place,
+            )
+            for place in range(run.first_reader, run.end_reader)
+        }
+        assert run.branches == len(below)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(forests(), st.data())
+def test_a_planner_that_was_patched_equals_one_made_anew(
+    sequences: list[PlanSequence], data: st.DataObject
+) -> None:
+    planner, present = Planner(CHUNK), {}
+    for _ in range(data.draw(st.integers(0, 20))):
+        if not sequences:
+            break
+        name = data.draw(st.integers(0, len(sequences) - 1))
+        whole = sequences[name]
+        tokens = data.draw(st.integers(0, whole.context_tokens))
+        slots = whole.slots[: -(-tokens // CHUNK)]
+        if name not in present:
+            planner.join(name, slots, tokens)
+        elif data.draw(st.booleans()):
+            planner.move(name, slots, tokens)
+        else:
+            planner.leave(name)
+            del present[name]
+            continue
+        present[name] = (slots, tokens)
+    rows = [s.rows for s in sequences]
+    anew = Planner(CHUNK)
+    anew.join_all((name, *found) for name, found in present.items())
+    assert planner.plan(rows) == anew.plan(rows)
+    assert len(planner) == len(present)
 
 
 def test_nothing_to_read_is_no_run() -> None:
-    assert make_plan([], CHUNK) == Plan((), (0,), ())
-    assert make_plan([PlanSequence([7], 0, 3)], CHUNK) == Plan((0,), (0, 3), ())
+    assert make_plan([], CHUNK) == Plan(CHUNK, (), (0,), (), (), (), ())
+    plan = make_plan([PlanSequence([7], 0, 3)], CHUNK)
+    assert (plan.order, plan.row_starts, plan.runs) == ((0,), (0, 3), ())
 
 
 def test_depth_has_no_limit() -> None:

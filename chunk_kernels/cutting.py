@@ -1,0 +1,110 @@
+"""How a plan's runs are cut into work: which stay shared, and into what pieces.
+
+Reading a run once for all its readers saves memory traffic, and costs a partial per reader and piece that is
+written and read again, and a launch of its own. Where it does not pay, a run is left to its branches: each
+reads it before what it reads anyway ("push down"). If sharing pays nowhere, no partial is left at all,
+and a step is plain paged decoding: that is what makes sharing never a regret.
+
+Source of the trade: ChunkAttention (arXiv 2402.15220) section 3.3 stops sharing below the last shared chunk;
+FastTree (MLSys 2025) merges and splits nodes by a cost model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvtrie.prefix_tree.plan import Plan
+from kvtrie.prefix_tree.shape import DTYPE_BYTES, ChunkShape
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """What a device charges, in bytes of KV that it could have read instead."""
+
+    processors: int = 132
+    """Programs that run at once: streaming multiprocessors, or compute units."""
+    waves: int = 2
+    """Programs per processor that keep it busy: pieces are no smaller than that takes."""
+    launch_bytes: int = 12 << 20
+    """What a launch costs: about 4 us at 3 TB/s."""
+    partial_share: float = 0.12
+    """Most traffic of partials, as a share of the KV that a piece reads."""
+    least_piece_tokens: int = 256
+    """Shorter pieces would be mostly start-up."""
+
+
+class Span(NamedTuple):
+    """A stretch of chunks that one item, or a few, attend to for all of its readers."""
+
+    first_reader: int
+    """Readers are neighbours in plan order, half-open."""
+    end_reader: int
+    start_chunk: int
+    """Chunks of its first reader's path, half-open."""
+    end_chunk: int
+
+
+class Cutting(NamedTuple):
+    """What is read together, and where each reader goes on by itself."""
+
+    shared: list[Span]
+    """Read once for all their readers, ancestors first."""
+    own_from: list[int]
+    """For each place in plan order, the first chunk that it reads by itself."""
+
+
+def token_bytes(shape: ChunkShape) -> int:
+    """Bytes of one token's keys and values under one KV head."""
+    return (shape.key_dim + shape.value_dim) * DTYPE_BYTES[shape.dtype]
+
+
+def pair_bytes(shape: ChunkShape) -> int:
+    """Traffic of one (row, query head) pair's partial: written once and read once, in fp32."""
+    return 2 * 4 * (shape.value_dim + 1)
+
+
+def cut(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> Cutting:
+    """Decides for each shared run whether it is read once or left to its branches.
+
+    Args:
+        plan: who reads what.
+        shape: of the pool's chunks.
+        group: query heads per KV head.
+        cost: of the device.
+    """
+    chunk, kv_bytes, partial_bytes = shape.chunk_tokens, token_bytes(shape), pair_bytes(shape) * group
+    own_from = [0] * len(plan.order)
+    shared: list[Span] = []
+    saved = 0
+    for _, start_token, tokens, first, end, branches in plan.shared:
+        begin, stop = own_from[first], (start_token + tokens) // chunk
+        rows = plan.row_starts[end] - plan.row_starts[first]
+        gain = (branches - 1) * (stop - begin) * chunk * kv_bytes - rows * partial_bytes
+        if gain > 0:
+            saved += gain
+            shared.append(Span(first, end, begin, stop))
+            own_from[first:end] = [stop] * (end - first)
+    if saved * shape.kv_heads < cost.launch_bytes:
+        return Cutting([], [0] * len(plan.order))
+    return Cutting(shared, own_from)
+
+
+def pieces(
+    tokens: int, pairs: int, tile_tokens: int, shape: ChunkShape, block_n: int, cost: CostModel
+) -> int:
+    """How many tokens each piece of a run has; all of them where it is not worth cutting.
+
+    Args:
+        tokens: of the run.
+        pairs: (row, query head) pairs per KV head that read it; each piece leaves a partial for every one.
+        tile_tokens: tokens times tiles of the whole step under one KV head.
+        shape: of the pool's chunks.
+        block_n: pieces are whole multiples of it.
+        cost: of the device.
+    """
+    fill = tile_tokens * shape.kv_heads // (cost.processors * cost.waves)
+    cheap = pairs * pair_bytes(shape) / (cost.partial_share * token_bytes(shape))
+    least = max(fill, int(cheap), cost.least_piece_tokens)
+    count = max(1, tokens // least)
+    return max(1, -(-tokens // (count * block_n))) * block_n
