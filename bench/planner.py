@@ -1,4 +1,4 @@
-"""What planning costs on the host: 64 sequences over 16 prompts of 4,096 tokens, as integers and as launch arrays."""
+"""What planning costs: 64 sequences over 16 prompts of 4,096 tokens, as integers and as launch arrays."""
 
 from __future__ import annotations
 
