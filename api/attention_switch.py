@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels import ChunkPool, Step, attend
+from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaunchPlan, Step, attend
 from kvtrie.prefix_tree.errors import UnsupportedModel
 
 NAME = "kvtrie"
@@ -44,6 +44,24 @@ class PoolAttention:
         """See `LayerAttention.attend`."""
         self._pool.write(layer, self._step.write_at, key, value)
         out, _ = attend(query, self._pool, layer, self._step, scale)
+        return out
+
+
+class LanesAttention:
+    """As `PoolAttention`, over lanes that stay where they are: every launch can be captured and replayed."""
+
+    def __init__(self, lanes: DecodeLanes, launch: LaunchPlan) -> None:
+        self._lanes = lanes
+        self._launch = launch
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `LayerAttention.attend`."""
+        # Imported where it is needed: Triton is Linux only, and the CPU path does without.
+        from kvtrie.chunk_kernels.attend_triton import attend_triton, write_triton
+
+        pool = self._lanes.pool
+        write_triton(pool, layer, self._lanes.write_at, key, value)
+        out, _ = attend_triton(query, pool, layer, self._launch, scale)
         return out
 
 

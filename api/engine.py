@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kvtrie.api.decode_graphs import DecodeGraphs
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.loading import load_missing
 from kvtrie.api.model_facts import ModelFacts
-from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.model_identity import Digests, ModelIdentity
 from kvtrie.api.model_runner import ModelRunner
 from kvtrie.api.request import Completion, Job, Request
 from kvtrie.api.sampler import Sampler
 from kvtrie.api.sequence_kv import open_sequence
-from kvtrie.chunk_kernels import prepare_step
+from kvtrie.chunk_kernels import LaneSequence, prepare_step
 from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhausted
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
 
@@ -43,10 +44,29 @@ class EngineConfig:
     """Most tokens computed in one step; longer prompts are prefilled in pieces."""
     max_running: int = 256
     """Most sequences in one step."""
+    decode_graphs: bool = True
+    """On CUDA devices, steps in which every sequence decodes replay captured graphs."""
 
     def __post_init__(self) -> None:
         if self.step_tokens < 1 or self.max_running < 1:
             raise InputError(f"engine limits must be at least 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one step computed, a row per sequence."""
+
+    model: Digests
+    """Of the model after the pass."""
+    likeliest: list[int]
+    finite: list[bool]
+    """Whether the logits are."""
+    logits: torch.Tensor
+    """fp32 `[sequences, vocabulary]`"""
+
+
+AHEAD_TOKENS = 32
+"""Where decode steps are captured: tokens for which room is reserved at once, so that plans last as long."""
 
 
 class Engine:
@@ -66,6 +86,9 @@ class Engine:
         self.lock = lock if lock is not None else threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
         self._runner = ModelRunner(facts, memory.pool, self.lock)
+        self._graphs: DecodeGraphs | None = None
+        if self.config.decode_graphs and memory.pool.device.type == "cuda":
+            self._graphs = DecodeGraphs(self._runner, identity, memory.pool, self.config.max_running)
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         """Oldest first: the last one is preempted first."""
@@ -193,6 +216,8 @@ class Engine:
     def _gather(self) -> list[tuple[Job, int]]:
         """Jobs and how many rows each gets, with room reserved; the youngest make way when memory is short."""
         batch: list[tuple[Job, int]] = []
+        if self._graphs is not None:
+            self._reserve_ahead()
         # Decoding sequences come first: a long prompt must not hold up the others' next tokens.
         decoding = sum(job.to_compute == 1 for job in self._running)
         budget = max(1, self.config.step_tokens - decoding)
@@ -208,6 +233,16 @@ class Engine:
                 batch.append((job, rows))
                 budget -= rows if job.to_compute > 1 else 0
         return batch
+
+    def _reserve_ahead(self) -> None:
+        """When one decoding sequence needs a slot, all that will soon need one get it: one new plan for many."""
+        decoding = [job for job in self._running if job.kv is not None and job.to_compute == 1]
+        if all(job.kv.room for job in decoding if job.kv is not None):
+            return
+        for job in decoding:
+            left = job.completion.request.max_new_tokens - len(job.completion.tokens)
+            if job.kv is not None:
+                job.kv.reserve(min(left, AHEAD_TOKENS))
 
     def _make_way(self, job: Job) -> None:
         youngest = self._running[-1]
@@ -237,29 +272,14 @@ class Engine:
     # ---- what is computed
 
     def _compute(self, batch: list[tuple[Job, int]]) -> None:
-        tokens: list[int] = []
-        positions: list[int] = []
-        last_rows: list[int] = []
-        sequences = []
-        for job, rows in batch:
-            assert job.kv is not None
-            start = job.kv.context_tokens
-            tokens += job.tokens[start : start + rows]
-            positions += range(start, start + rows)
-            last_rows.append(len(tokens) - 1)
-            sequences.append(job.kv.step(rows))
         try:
-            step = prepare_step(sequences, self.memory.pool)
-            logits = self._runner.forward(tokens, positions, step, last_rows)
+            outcome = self._replay(batch) or self._forward(batch)
         except Exception as error:
             for job, _ in batch:
                 self._finish(job, "error", error, poisoned=True)
             raise
-        # Compared after the pass: what changed during it counts too.
-        model = self._identity.digests()
-        finite = torch.isfinite(logits).all(-1).tolist()
         for row, (job, rows) in enumerate(batch):
-            if not model.describe(job.completion.request.root.namespace):
+            if not outcome.model.describe(job.completion.request.root.namespace):
                 self._finish(
                     job,
                     "error",
@@ -269,8 +289,8 @@ class Engine:
                     ),
                     poisoned=True,
                 )
-            elif finite[row]:
-                self._advance(job, rows, logits[row])
+            elif outcome.finite[row]:
+                self._advance(job, rows, outcome.likeliest[row], outcome.logits[row])
             else:
                 self._finish(
                     job,
@@ -282,7 +302,47 @@ class Engine:
                     poisoned=True,
                 )
 
-    def _advance(self, job: Job, rows: int, logits: torch.Tensor) -> None:
+    def _forward(self, batch: list[tuple[Job, int]]) -> _Outcome:
+        """An ordinary step: any mixture of prefill and decode rows."""
+        if self._graphs is not None:
+            self._graphs.interrupted()
+        tokens: list[int] = []
+        last_rows: list[int] = []
+        sequences = []
+        for job, rows in batch:
+            assert job.kv is not None
+            start = job.kv.context_tokens
+            tokens += job.tokens[start : start + rows]
+            last_rows.append(len(tokens) - 1)
+            sequences.append(job.kv.step(rows))
+        step = prepare_step(sequences, self.memory.pool)
+        logits = self._runner.forward(tokens, step, last_rows)
+        # Compared after the pass: what changed during it counts too. On a device, while that is still busy.
+        model = self._identity.digests()
+        likeliest, finite = torch.stack([logits.argmax(-1), torch.isfinite(logits).all(-1)]).tolist()
+        return _Outcome(model, likeliest, finite, logits)
+
+    def _replay(self, batch: list[tuple[Job, int]]) -> _Outcome | None:
+        """A step of decoding sequences only, from a captured graph; None where there is none for it."""
+        graphs = self._graphs
+        if graphs is None or any(rows > 1 or job.to_compute > 1 for job, rows in batch):
+            return None
+        sequences = []
+        for job, _ in batch:
+            assert job.kv is not None
+            sequences.append(LaneSequence(job.kv.layout, job.kv.slots, job.kv.context_tokens, job.tokens[-1]))
+        output = graphs.run(sequences)
+        if output is None:
+            return None
+        model = self._identity.digests()
+        if not graphs.fits(model):
+            return None
+        likeliest, finite = output.read()
+        graphs.chosen(likeliest)
+        self.memory.counters["graph_steps"] += 1
+        return _Outcome(model, likeliest, finite, output.logits)
+
+    def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
         """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
         assert job.kv is not None
         start = job.kv.context_tokens
@@ -296,7 +356,7 @@ class Engine:
         try:
             if job.sampler is None:
                 job.sampler = Sampler(request.sampling, logits.device)
-            token = job.sampler.next_token(logits, job.tokens)
+            token = likeliest if job.sampler.greedy else job.sampler.next_token(logits, job.tokens)
         except Exception as error:
             # Settings that only this row's logits show to be impossible, e.g. a temperature of 1e-40.
             self._finish(job, "error", error)

@@ -11,6 +11,7 @@ Slots change hands here and nowhere else:
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
 
 import torch
 
@@ -66,11 +67,16 @@ class KvMemory:
         self.counters: Counter[str] = Counter()
         """Totals since start: requests, prompt_tokens, cached_tokens, loaded_chunks, preemptions, ..."""
         self.records = None if lower is None else ChunkRecords(self.pool, lower, store_key, self.counters)
+        self._layouts = count()
         self._check_often = checks_wanted()
 
     @property
     def _tier(self) -> Tier:
         return self.tree.tiers[DEVICE]
+
+    def new_layout(self) -> int:
+        """A number no sequence's slots have had yet: see `SequenceKV.layout`."""
+        return next(self._layouts)
 
     def take(self, scope: str, count: int, after: int | None = None) -> list[int] | None:
         """Takes `count` slots for a request of `scope`, evicting what nobody holds; None when short.

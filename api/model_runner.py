@@ -7,9 +7,15 @@ import threading
 import torch
 from torch import Tensor
 
-from kvtrie.api.attention_switch import KEYWORD, PoolAttention, attention_switched
+from kvtrie.api.attention_switch import (
+    KEYWORD,
+    LanesAttention,
+    LayerAttention,
+    PoolAttention,
+    attention_switched,
+)
 from kvtrie.api.model_facts import ModelFacts
-from kvtrie.chunk_kernels import ChunkPool, Step
+from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaunchPlan, Step
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import TokenArray
 
@@ -46,12 +52,11 @@ class ModelRunner:
                 f"positions for which {type(facts.model).__name__} is served exactly ({facts.limited_by})"
             )
 
-    def forward(self, tokens: list[int], positions: list[int], step: Step, last_rows: list[int]) -> Tensor:
+    def forward(self, tokens: list[int], step: Step, last_rows: list[int]) -> Tensor:
         """Computes a step's rows, writing their KV into the pool.
 
         Args:
             tokens: `[rows]`, sequences one after the other, in the order given to `prepare_step`.
-            positions: `[rows]`, absolute positions.
             step: from `prepare_step`.
             last_rows: rows to return logits for.
 
@@ -64,13 +69,32 @@ class ModelRunner:
         if self.facts.model.training:
             raise InputError("the model is in training mode; call model.eval() first")
         device = self.facts.device
-        with self._lock, torch.inference_mode(), attention_switched(self.facts.config):
+        with self._lock:
+            return self._logits(
+                torch.tensor(tokens, device=device),
+                # The caller's positions are the step's own: no second copy to the device.
+                step.positions,
+                PoolAttention(self._pool, step),
+                torch.tensor(last_rows, device=device),
+            )
+
+    def forward_lanes(self, lanes: DecodeLanes, launch: LaunchPlan) -> Tensor:
+        """As `forward`, for a step whose inputs stand in lanes on the device: fp32 logits `[lanes, vocabulary]`.
+
+        Device work only, so that it can be captured.
+        """
+        return self._logits(lanes.ids, lanes.positions, LanesAttention(lanes, launch), 0)
+
+    def _logits(
+        self, ids: Tensor, positions: Tensor, attention: LayerAttention, keep: Tensor | int
+    ) -> Tensor:
+        with torch.inference_mode(), attention_switched(self.facts.config):
             output = self.facts.model(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=torch.tensor([positions], device=device),
+                input_ids=ids[None],
+                position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=torch.tensor(last_rows, device=device),
-                **{KEYWORD: PoolAttention(self._pool, step)},
+                logits_to_keep=keep,
+                **{KEYWORD: attention},
             )
             logits: Tensor = output.logits[0].float()
         return logits

@@ -46,9 +46,10 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        self._greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature == 0
+        """Whether the likeliest token is taken, which the engine finds for all rows at once."""
         self._warpers = LogitsProcessorList()
-        if not self._greedy:
+        if not self.greedy:
             if sampling.temperature != 1:
                 self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
             if sampling.top_k:
@@ -63,8 +64,6 @@ class Sampler:
 
     def next_token(self, logits: Tensor, tokens: list[int]) -> int:
         """The next token after `tokens`, from fp32 logits `[vocabulary]`."""
-        if self._greedy:
-            return int(logits.argmax())
         scores = self._warpers(torch.tensor([tokens], device=logits.device), logits[None])
         weights = torch.softmax(scores[0], -1)
         return int(torch.multinomial(weights, 1, generator=self._generator))

@@ -51,6 +51,8 @@ class SequenceKV:
         """Slots of all chunks in order, shared ones first."""
         self.cached_tokens = self.context_tokens
         """Tokens that were served from the cache when the sequence was opened."""
+        self.layout = memory.new_layout()
+        """Another number whenever `slots` changed, and never another sequence's."""
 
     @property
     def context_tokens(self) -> int:
@@ -74,7 +76,13 @@ class SequenceKV:
             if taken is None:
                 return False
             self.slots += taken
+            self.layout = self._memory.new_layout()
         return True
+
+    @property
+    def room(self) -> int:
+        """Tokens for which slots are reserved beyond those in place."""
+        return len(self.slots) * self._memory.shape.chunk_tokens - self.context_tokens
 
     def step(self, rows: int) -> StepSequence:
         """This sequence's part in a step of `rows` new tokens, for which room is reserved."""
@@ -116,6 +124,7 @@ class SequenceKV:
             tree.tiers[DEVICE].reserve(scope, size)
             memory.give(scope, [slot])
             self.slots[place] = stored
+            self.layout = memory.new_layout()
         elif memory.records is not None and self._path_digest is not None:
             memory.records.offer(self.root, key, above_key, self._path_digest, place + 1, chunk, slot)
 
@@ -151,6 +160,7 @@ class SequenceKV:
             self._path_digest = None
             self._chain_key = tree.chain_key(self.root.key, bytes(self.tokens), whole)
         del self.tokens[tokens * TOKEN_BYTES :]
+        self.layout = memory.new_layout()
 
     def fork(self) -> SequenceKV:
         """A second sequence with the same KV: shared chunks stay shared, private ones are copied.

@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 
 from bench.measure import median_seconds
+from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaneSequence
 from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tilings, plan_work
 from kvtrie.prefix_tree import ChunkShape, Plan, Planner, PlanSequence, check_plan, make_plan
@@ -47,10 +48,27 @@ def run() -> dict[str, float]:
     plan = planner.plan(rows)
     return {
         "plan_first_us": _median(lambda: make_plan(sequences, CHUNK_TOKENS)),
+        "plan_append_us": _append_us(sequences),
         "plan_join_us": float(np.median(joins)) * 1e6,
         "plan_leave_us": float(np.median(leaves)) * 1e6,
         "plan_launch_arrays_us": _median(lambda: _arrays(plan)),
     }
+
+
+def _append_us(sequences: list[PlanSequence]) -> float:
+    """A decode step in which every sequence grows inside its last chunk: what the host has to find out."""
+    pool = ChunkPool(ChunkShape(1, 8, CHUNK_TOKENS, 16, 16, "bfloat16"), 2 * PROMPTS * PROMPT_CHUNKS)
+    lanes = DecodeLanes(pool, SEQUENCES, GROUP, Tilings(), CostModel())
+    state = [LaneSequence(name, s.slots, s.context_tokens, name) for name, s in enumerate(sequences)]
+    assert lanes.update(state), "gate: the plan fits"
+    tokens = list(range(SEQUENCES))
+
+    def append(_: int) -> None:
+        lanes.advanced(tokens)
+        lanes.update(state)
+
+    # Fewer steps than the last chunk has room for: the next one after that is another plan.
+    return median_seconds(append, range(CHUNK_TOKENS - sequences[0].context_tokens % CHUNK_TOKENS - 1)) * 1e6
 
 
 def _arrays(plan: Plan) -> None:

@@ -1,6 +1,8 @@
 """Everything that computes on KV: the device pool, steps as work items, and the two-phase attention."""
 
 from kvtrie.chunk_kernels.attend import attend, check_served
+from kvtrie.chunk_kernels.decode_lanes import DecodeLanes, LaneSequence
+from kvtrie.chunk_kernels.launch_plan import LaunchPlan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
@@ -8,6 +10,9 @@ from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 
 __all__ = [
     "ChunkPool",
+    "DecodeLanes",
+    "LaneSequence",
+    "LaunchPlan",
     "SlotAllocator",
     "Step",
     "StepSequence",

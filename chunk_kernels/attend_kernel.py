@@ -218,6 +218,9 @@ def write_kv(
     i_row = tl.program_id(0).to(tl.int64)
     i_head = tl.program_id(1).to(tl.int64)
     place = tl.load(p_write_at + i_row)
+    # An idle lane of a captured step.
+    if place < 0:
+        return
     o_key = tl.arange(0, BLOCK_KEY_DIM)
     o_value = tl.arange(0, BLOCK_VALUE_DIM)
     key = tl.load(

@@ -218,6 +218,7 @@ def plan_work(
     group: int,
     tilings: Tilings,
     cost: CostModel,
+    idle: Sequence[int] = (),
 ) -> Work:
     """The items, merges and slot table of a plan.
 
@@ -228,9 +229,10 @@ def plan_work(
         group: query heads per KV head.
         tilings: how tiles are computed.
         cost: of the device.
+        idle: rows of the caller that no sequence has; their output is 0.
     """
     builder = _Builder(plan, shape, group, tilings, cost)
-    return builder.work(cut(plan, shape, group, cost), order)
+    return builder.work(cut(plan, shape, group, cost), order, idle)
 
 
 class _Builder:
@@ -257,7 +259,7 @@ class _Builder:
         self._merges_of: list[list[tuple[int, int, int]]] = [[] for _ in plan.order]
         self._partials = 0
 
-    def work(self, cutting: Cutting, order: Sequence[int]) -> Work:
+    def work(self, cutting: Cutting, order: Sequence[int], idle: Sequence[int]) -> Work:
         """Everything, cut as `cutting` says."""
         shared, own_from = cutting
         chunk, starts = self._shape.chunk_tokens, self._starts
@@ -286,18 +288,23 @@ class _Builder:
         for found in self._merges_of:
             index.append((len(merges), len(found)))
             merges += found
+        for row in range(len(order), len(order) + len(idle)):
+            for m_start in range(0, self._group, self._tilings.finish.block_m):
+                self._finish.append((row, 1, m_start, 0, 0, 0, 0, 0, len(index)))
+            index.append((len(merges), 0))
         self._partial.sort(key=_shortness)
         self._finish.sort(key=_shortness)
         sizes = Sizes(
             len(self._partial),
             len(self._finish),
             self._partials,
-            len(order),
+            len(order) + len(idle),
             len(index),
             len(merges),
             len(self._slots),
         )
-        return Work(sizes, self._partial, self._finish, order, index, merges, self._slots)
+        rows = [*order, *idle]
+        return Work(sizes, self._partial, self._finish, rows, index, merges, self._slots)
 
     def _add_partials(
         self, first: int, end: int, slots_at: int, start_token: int, tokens: int, tile_tokens: int

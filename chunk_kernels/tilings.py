@@ -15,6 +15,7 @@ import torch
 
 from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings
+from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.prefix_tree.errors import InputError
 
@@ -68,12 +69,17 @@ def tiling_for(target: str, dtype: str, dim: int, pairs: int) -> Tiling:
 
 
 def tilings_for(step: Step, group: int) -> Tilings:
-    """What a step's two launches are cut by, on the device of its pool."""
-    shape = step.pool.shape
-    target, dim = target_of(step.pool.device), max(shape.key_dim, shape.value_dim)
+    """What a step's two launches are tiled by, on the device of its pool."""
     most_rows = max(sequence.rows for sequence in step.sequences)
+    return tilings_of(step.pool, step.rows, most_rows, group)
+
+
+def tilings_of(pool: ChunkPool, rows: int, most_rows: int, group: int) -> Tilings:
+    """Tilings for steps of `rows` rows, at most `most_rows` of one sequence, `group` query heads per KV head."""
+    shape = pool.shape
+    target, dim = target_of(pool.device), max(shape.key_dim, shape.value_dim)
     return Tilings(
-        partial=tiling_for(target, shape.dtype, dim, step.rows * group),
+        partial=tiling_for(target, shape.dtype, dim, rows * group),
         finish=tiling_for(target, shape.dtype, dim, most_rows * group),
     )
 

@@ -70,10 +70,17 @@ class Planner:
         self.leave(name)
         self.join(name, slots, tokens)
 
-    def plan(self, rows: Sequence[int]) -> Plan:
-        """The plan of the sequences as they stand; `rows[name]` query rows each. O(sequences + runs)."""
+    def plan(self, rows: Sequence[int] | None = None) -> Plan:
+        """The plan of the sequences as they stand. O(sequences + runs).
+
+        Args:
+            rows: `rows[name]` query rows each; one each where there is none.
+        """
         order = tuple([name for _, name in self._keys])
-        starts = tuple(accumulate([rows[name] for name in order], initial=0))
+        if rows is None:
+            starts = tuple(range(len(order) + 1))
+        else:
+            starts = tuple(accumulate([rows[name] for name in order], initial=0))
         slots, tokens = self._slots, self._tokens
         paths = tuple([slots[name] for name in order])
         after = [*self._common[1:], 0]

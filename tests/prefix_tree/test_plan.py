@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +181,21 @@ def test_depth_has_no_limit() -> None:
     plan = make_plan(sequences, CHUNK)
     assert len(plan.runs) == len(sequences)
     assert sum(run.tokens for run in plan.runs) == depth * CHUNK
+
+
+def test_check_plan_names_what_does_not_hold() -> None:
+    sequences = [PlanSequence([0, 1, 5], 3 * CHUNK, 1), PlanSequence([0, 1, 6], 3 * CHUNK, 1)]
+    plan = make_plan(sequences, CHUNK)
+    check_plan(plan, sequences, CHUNK)
+    run = plan.shared[0]
+    for broken, reason in (
+        (replace(plan, order=(0, 0)), "order"),
+        (replace(plan, row_starts=(0, 2, 3)), "rows"),
+        (replace(plan, shared=(run._replace(slots=(0, 7)),)), "other slots"),
+        (replace(plan, shared=(run._replace(tokens=1),)), "tokens in"),
+        (replace(plan, shared=(run, run)), "two runs"),
+        (replace(plan, own_from=(1, 2)), "two runs"),
+        (replace(plan, own_from=(3, 2)), "reads 8 tokens"),
+    ):
+        with pytest.raises(AssertionError, match=reason):
+            check_plan(broken, sequences, CHUNK)

@@ -1,0 +1,187 @@
+"""Decode steps as CUDA graphs: captured once per number of lanes, replayed for any plan within capacity.
+
+A captured step takes its tokens and positions from `DecodeLanes` on the device, runs the model, picks each lane's
+likeliest token and puts it back into the lane. So in a steady step of greedy sequences the host sends nothing and
+reads one small tensor: which tokens, and whether the logits were finite.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrie.api.model_identity import Digests, ModelIdentity
+from kvtrie.api.model_runner import ModelRunner
+from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaneSequence
+from kvtrie.chunk_kernels.tilings import cost_model_for, tilings_of
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+
+_log = logging.getLogger(__name__)
+
+
+class CudaCapture:
+    """Captures device work as a CUDA graph; all graphs share one memory pool, as only one runs at a time."""
+
+    def __init__(self) -> None:
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Replay:
+        """Runs `work` for its kernels to be compiled, then captures it.
+
+        Raises:
+            RuntimeError: something in it cannot be captured.
+        """
+        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                work()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            work()
+        replay: Replay = graph.replay
+        return replay
+
+
+class DecodeOutput:
+    """What a step computed; reading it waits for the device."""
+
+    def __init__(self, picks: Tensor, logits: Tensor, count: int) -> None:
+        self._picks = picks
+        self.logits = logits[:count]
+        """fp32 `[sequences, vocabulary]`; overwritten by the next step."""
+        self._count = count
+
+    def read(self) -> tuple[list[int], list[bool]]:
+        """Each sequence's likeliest token, and whether its logits are finite."""
+        tokens, finite = self._picks[:, : self._count].tolist()
+        return tokens, [bool(flag) for flag in finite]
+
+
+class _Bucket:
+    """One number of lanes, and the graphs that run them: with shared work, and without any."""
+
+    def __init__(self, lanes: DecodeLanes) -> None:
+        self.lanes = lanes
+        self.replays: dict[bool, Replay] = {}
+        self.logits: dict[bool, Tensor] = {}
+        self.picks = torch.zeros(2, lanes.lanes, dtype=torch.int64, device=lanes.pool.device)
+
+
+class DecodeGraphs:
+    """Runs decode steps of one model over one pool by replaying captured ones.
+
+    Args:
+        runner: of the model.
+        identity: of the model; graphs of another one are dropped.
+        pool: where KV is.
+        most: most sequences of a step.
+        capture: how work becomes a replay; tests pass one that just runs it.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        identity: ModelIdentity,
+        pool: ChunkPool,
+        most: int,
+        capture: Capture | None = None,
+    ) -> None:
+        self._runner = runner
+        self._identity = identity
+        self._pool = pool
+        self._most = most
+        self._capture = capture
+        self._buckets: dict[int, _Bucket] = {}
+        self._latest: _Bucket | None = None
+        self._kept: list[Tensor] = []
+        """What captured graphs read: alive as long as they are, whatever the caller does to the model."""
+        self._made_for: Digests | None = None
+        self.refused: str | None = None
+        """Why steps are not captured any more; None while they are."""
+
+    def interrupted(self) -> None:
+        """Some other step has run: lanes no longer stand where their sequences do."""
+        self._latest = None
+
+    def fits(self, model: Digests) -> bool:
+        """Whether graphs were captured from the model as it is now; where not, they are dropped."""
+        if self._made_for != model:
+            self._drop()
+        return self._made_for == model
+
+    def _drop(self) -> None:
+        self._buckets.clear()
+        self._latest = self._made_for = None
+        self._kept = []
+
+    def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
+        """Runs one step; None (nothing done) where these sequences need an ordinary one."""
+        if self.refused is not None or len(sequences) > self._most:
+            return None
+        bucket = self._bucket(len(sequences))
+        lanes = bucket.lanes
+        if bucket is not self._latest:
+            lanes.forget()
+            self._latest = bucket
+        if not lanes.update(sequences):
+            self._latest = None
+            return None
+        shares = lanes.has_partials
+        if shares not in bucket.replays:
+            lanes.clear()
+            if not self._captured(bucket, shares):
+                return None
+            lanes.update(sequences)
+        bucket.replays[shares]()
+        return DecodeOutput(bucket.picks, bucket.logits[shares], len(sequences))
+
+    def chosen(self, tokens: list[int]) -> None:
+        """What the device picked in the step just read, and has put into its lanes."""
+        if self._latest is not None:
+            self._latest.lanes.advanced(tokens)
+
+    def _bucket(self, count: int) -> _Bucket:
+        size = 1 << (count - 1).bit_length()
+        if size not in self._buckets:
+            facts = self._runner.facts
+            group = facts.config.num_attention_heads // facts.kv_heads
+            tilings = tilings_of(self._pool, size, 1, group)
+            lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
+            self._buckets[size] = _Bucket(lanes)
+        return self._buckets[size]
+
+    def _captured(self, bucket: _Bucket, shares: bool) -> bool:
+        lanes = bucket.lanes
+        launch = lanes.launch if shares else lanes.launch_unshared
+
+        def work() -> None:
+            lanes.begin()
+            logits = self._runner.forward_lanes(lanes, launch)
+            bucket.logits[shares] = logits
+            bucket.picks[0].copy_(logits.argmax(-1))
+            bucket.picks[1].copy_(torch.isfinite(logits).all(-1))
+            lanes.advance(bucket.picks[0])
+
+        try:
+            with torch.inference_mode():
+                if self._capture is None:
+                    self._capture = CudaCapture()
+                bucket.replays[shares] = self._capture(work)
+        except RuntimeError as error:
+            # A model that synchronises, or branches on values, in its forward: slower without graphs, not wrong.
+            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._drop()
+            _log.warning("decode steps run without CUDA graphs: %s", self.refused)
+            return False
+        self._made_for = self._identity.digests()
+        model = self._runner.facts.model
+        self._kept = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        return True

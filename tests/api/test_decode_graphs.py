@@ -1,0 +1,172 @@
+"""Decode steps in lanes: the captured path, run without capturing, equals ordinary steps token for token.
+
+Without a GPU the kernels are interpreted and a "replay" just runs the work again: all but the capture itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pytest.importorskip("triton")
+
+from kvtrie.api import PrefixCachedModel, Sampling
+from kvtrie.api.decode_graphs import CudaCapture, DecodeGraphs
+from kvtrie.api.engine import EngineConfig
+from kvtrie.api.request import Completion
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+VOCABULARY = 97
+CHUNK = 8
+SHARED = [5 + i % 60 for i in range(4 * CHUNK)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+    )
+    return LlamaForCausalLM(config).to(DEVICE).eval()
+
+
+def in_lanes(cached: PrefixCachedModel, most: int = 8) -> DecodeGraphs:
+    """Switches an engine to the captured path, whatever the device."""
+    engine = cached.engine
+    graphs = DecodeGraphs(
+        engine._runner,
+        engine._identity,
+        engine.memory.pool,
+        most,
+        CudaCapture() if DEVICE == "cuda" else _run_again,
+    )
+    engine._graphs = graphs
+    return graphs
+
+
+def _run_again(work: Callable[[], None]) -> Callable[[], None]:
+    for _ in range(2):
+        work()
+    return work
+
+
+def serve(model: Any, captured: bool, memory: str = "1MiB") -> tuple[list[list[int]], PrefixCachedModel]:
+    """Requests that join and leave at different steps, some sharing a prompt, some sampled."""
+    cached = PrefixCachedModel(
+        model, memory=memory, chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    )
+    if captured:
+        in_lanes(cached)
+    found: list[Completion] = []
+    for i in range(6):
+        sampling = Sampling(temperature=0.8, top_k=20, seed=i) if i == 2 else None
+        prompt = [*SHARED, 90, i] if i % 3 else [7, 8, 9 + i]
+        found.append(cached.submit(prompt, max_new_tokens=5 + 7 * (i % 3), sampling=sampling, eos=()))
+        for _ in range(2):
+            cached.engine.step()
+    cached.engine.run()
+    cached.check()
+    return [completion.tokens for completion in found], cached
+
+
+def test_lanes_equal_ordinary_steps(model: Any) -> None:
+    expected, plain = serve(model, captured=False)
+    found, captured = serve(model, captured=True)
+    assert found == expected
+    assert captured.stats()["graph_steps"] > 10
+    assert plain.stats().get("graph_steps", 0) == 0
+    assert captured.stats()["device"]["used_bytes"] == plain.stats()["device"]["used_bytes"]
+    plain.close()
+    captured.close()
+
+
+def test_a_steady_step_sends_nothing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rooms are reserved ahead, so of 30 tokens that cross four chunks only a few steps make a new plan."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        completions = [cached.submit([*SHARED, i], max_new_tokens=30, eos=()) for i in range(3)]
+        while cached.stats().get("graph_steps", 0) < 1:
+            cached.engine.step()
+        assert graphs._latest is not None
+        lanes, sent = graphs._latest.lanes, []
+        for name in ("_replan", "_send_tokens"):
+            plain = getattr(lanes, name)
+            monkeypatch.setattr(
+                lanes, name, lambda *a, _plain=plain, _name=name: (sent.append(_name), _plain(*a))[1]
+            )
+        cached.engine.run()
+        assert all(len(completion.tokens) == 30 for completion in completions)
+        assert cached.stats()["graph_steps"] >= 28
+        assert len(sent) <= 2, sent
+
+
+def test_what_lanes_cannot_hold_runs_without(model: Any) -> None:
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        in_lanes(cached, most=1)
+        completions = [cached.submit([*SHARED, i], max_new_tokens=4 + 4 * i, eos=()) for i in range(2)]
+        cached.engine.run()
+        assert [len(completion.tokens) for completion in completions] == [4, 8]
+        assert 0 < cached.stats()["graph_steps"] <= 5, "only while one is alone"
+
+
+def test_a_model_that_cannot_be_captured_is_served_all_the_same(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected, plain = serve(model, captured=False)
+    plain.close()
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        graphs._capture = refuse
+        completion = cached.submit([*SHARED, 90, 1], max_new_tokens=12, eos=())
+        cached.engine.run()
+        assert completion.tokens == expected[1]
+        assert "not permitted" in str(graphs.refused)
+        assert "without CUDA graphs" in caplog.text
+
+
+def test_graphs_of_another_model_are_dropped(model: Any) -> None:
+    """Weights that changed between requests: what the old graph computed is not used."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        cached.submit([*SHARED, 1], max_new_tokens=4, eos=())
+        cached.engine.run()
+        before = graphs._made_for
+        assert before is not None
+        weight = model.model.layers[0].mlp.up_proj.weight
+        with torch.no_grad():
+            weight.mul_(-1.0)
+        try:
+            completion = cached.submit([*SHARED, 1], max_new_tokens=6, eos=())
+            cached.engine.run()
+            expected = model.generate(
+                torch.tensor([[*SHARED, 1]], device=DEVICE),
+                max_new_tokens=6,
+                do_sample=False,
+                eos_token_id=None,
+            )
+            assert completion.tokens == expected[0, len(SHARED) + 1 :].tolist()
+            assert graphs._made_for not in (None, before)
+        finally:
+            with torch.no_grad():
+                weight.mul_(-1.0)
