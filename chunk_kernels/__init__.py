@@ -5,12 +5,15 @@ from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
 __all__ = [
+    "PLAIN",
     "ChunkPool",
     "SlotAllocator",
     "Step",
     "StepSequence",
+    "Variant",
     "attend",
     "attend_reference",
     "check_served",
