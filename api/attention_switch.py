@@ -24,7 +24,16 @@ WINDOW, SOFTCAP, SINKS = "sliding_window", "softcap", "s_aux"
 """Keywords that become the layer's `Variant`; the same names from transformers 5.0 on."""
 
 UNDERSTOOD = frozenset(
-    {KEYWORD, WINDOW, SOFTCAP, SINKS, "output_attentions", "output_router_logits", "position_ids", "use_cache"}
+    {
+        KEYWORD,
+        WINDOW,
+        SOFTCAP,
+        SINKS,
+        "output_attentions",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
 )
 """Keywords a layer may pass."""
 
@@ -84,7 +93,9 @@ def layer_attention(
     if attention_mask is not None:
         raise UnsupportedModel(f"{name} builds an attention mask of its own")
     if getattr(module, "is_causal", True) is False:
-        raise UnsupportedModel(f"{name} attends in both directions; what it caches would depend on later tokens")
+        raise UnsupportedModel(
+            f"{name} attends in both directions; what it caches would depend on later tokens"
+        )
     batch, _, rows, key_dim = query.shape
     out = step.attend(
         int(module.layer_idx),  # type: ignore[arg-type]

@@ -123,6 +123,9 @@ def model_facts(model: nn.Module) -> ModelFacts:
         raise UnsupportedModel(
             f"{kind} (model type {text.model_type!r}) is not served; served are {', '.join(sorted(FAMILIES))}"
         )
+    for layer, layer_kind in enumerate(getattr(text, "layer_types", None) or ()):
+        if layer_kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(f"{kind}: layer {layer} is {layer_kind!r}, which kvtrie does not compute")
     if model.training:
         raise InputError(f"{kind} is in training mode; call model.eval() first")
     probe = _ShapeProbe()
@@ -221,10 +224,7 @@ def _check_windows(kind: str, config: Any, told: dict[int, int | None]) -> None:
     """
     window, kinds = _window(config), getattr(config, "layer_types", None)
     for layer, found in sorted(told.items()):
-        layer_kind = None if kinds is None else kinds[layer]
-        if layer_kind not in (None, "full_attention", "sliding_attention"):
-            raise UnsupportedModel(f"{kind}: layer {layer} is {layer_kind!r}, which kvtrie does not compute")
-        masked = None if layer_kind == "full_attention" else window
+        masked = None if kinds is not None and kinds[layer] == "full_attention" else window
         if found != masked:
             raise UnsupportedModel(
                 f"{kind}: layer {layer} is masked to a window of {masked} by its config, and tells its attention "
