@@ -14,22 +14,36 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaunchPlan, Step, attend
+from kvtrie.chunk_kernels import PLAIN, ChunkPool, DecodeLanes, LaunchPlan, Step, Variant, attend
 from kvtrie.prefix_tree.errors import UnsupportedModel
 
 NAME = "kvtrie"
 KEYWORD = "kvtrie_step"
 
+WINDOW, SOFTCAP, SINKS = "sliding_window", "softcap", "s_aux"
+"""Keywords that become the layer's `Variant`; the same names from transformers 5.0 on."""
+
 UNDERSTOOD = frozenset(
-    {KEYWORD, "output_attentions", "output_router_logits", "position_ids", "sliding_window", "use_cache"}
+    {
+        KEYWORD,
+        WINDOW,
+        SOFTCAP,
+        SINKS,
+        "output_attentions",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
 )
-"""Keywords a layer may pass. A window is understood because sequences are kept within it (`ModelFacts`)."""
+"""Keywords a layer may pass."""
 
 
 class LayerAttention(Protocol):
     """What stands in for a model's own attention during one forward pass."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
+    ) -> Tensor:
         """Takes in new keys and values, returns attention: all `[rows, heads, dim]`, rows packed."""
 
 
@@ -40,10 +54,12 @@ class PoolAttention:
         self._pool = pool
         self._step = step
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
+    ) -> Tensor:
         """See `LayerAttention.attend`."""
         self._pool.write(layer, self._step.write_at, key, value)
-        out, _ = attend(query, self._pool, layer, self._step, scale)
+        out, _ = attend(query, self._pool, layer, self._step, scale, variant)
         return out
 
 
@@ -54,14 +70,16 @@ class LanesAttention:
         self._lanes = lanes
         self._launch = launch
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
+    ) -> Tensor:
         """See `LayerAttention.attend`."""
         # Imported where it is needed: Triton is Linux only, and the CPU path does without.
         from kvtrie.chunk_kernels.attend_triton import attend_triton, write_triton
 
         pool = self._lanes.pool
         write_triton(pool, layer, self._lanes.write_at, key, value)
-        out, _ = attend_triton(query, pool, layer, self._launch, scale)
+        out, _ = attend_triton(query, pool, layer, self._launch, scale, variant)
         return out
 
 
@@ -94,6 +112,10 @@ def layer_attention(
             )
     if attention_mask is not None:
         raise UnsupportedModel(f"{name} builds an attention mask of its own")
+    if getattr(module, "is_causal", True) is False:
+        raise UnsupportedModel(
+            f"{name} attends in both directions; what it caches would depend on later tokens"
+        )
     batch, _, rows, key_dim = query.shape
     out = step.attend(
         int(module.layer_idx),  # type: ignore[arg-type]
@@ -101,6 +123,7 @@ def layer_attention(
         _packed(key),
         _packed(value),
         key_dim**-0.5 if scaling is None else scaling,
+        _variant(keywords),
     )
     return out.view(batch, rows, out.shape[1], out.shape[2]), None
 
@@ -118,6 +141,13 @@ def attention_switched(config: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation_internal = before
+
+
+def _variant(keywords: dict[str, Any]) -> Variant:
+    window, softcap, sinks = (keywords.get(name) for name in (WINDOW, SOFTCAP, SINKS))
+    if window is None and softcap is None and sinks is None:
+        return PLAIN
+    return Variant(window, softcap, sinks=None if sinks is None else sinks.detach().float())
 
 
 def _packed(heads_first: Tensor) -> Tensor:

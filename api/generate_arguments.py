@@ -16,7 +16,12 @@ _REFUSED_ALWAYS = {
     "custom_generate": "kvtrie serves transformers' own decoding loops",
     "encoder_outputs": "kvtrie serves decoder-only models",
     "adapter_names": "mixed adapters in one batch are not served; call set_adapter() and generate once each",
+    "pixel_values": "the cache is keyed on tokens, and images are none; text of the same model is served",
+    "token_type_ids": "they mark images, which are not served; drop the argument",
 }
+
+_UNSET_BY_TRANSFORMERS = {"cache_implementation": "hybrid"}
+"""What Gemma 2 and 3 checkpoints still ask for by default; transformers drops it in favour of its dynamic cache."""
 
 _REFUSED_WHEN_TRUE = {
     "output_attentions": "attention weights are never formed",
@@ -48,6 +53,8 @@ def refuse_unservable(arguments: dict[str, Any], generation_config: Any) -> None
     for refused in (_REFUSED_WHEN_TRUE, _REFUSED_WHEN_SET):
         for name, why in refused.items():
             value = arguments.get(name, getattr(generation_config, name, None))
+            if value is not None and value == _UNSET_BY_TRANSFORMERS.get(name):
+                continue
             if value if refused is _REFUSED_WHEN_TRUE else value is not None:
                 raise UnsupportedModel(f"generate({name}={value!r}) is not served: {why}")
     if arguments.get("use_cache", getattr(generation_config, "use_cache", None)) is False:

@@ -15,24 +15,42 @@ import torch
 from torch import Tensor, nn
 
 from kvtrie.api.attention_switch import KEYWORD, attention_switched
+from kvtrie.chunk_kernels import Variant
 from kvtrie.prefix_tree import ChunkShape
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
 
 FAMILIES = frozenset(
     {
+        "arcee",
         "cohere",
+        "cohere2",
+        "exaone4",
         "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "glm4",
         "gpt2",
         "gpt_bigcode",
         "gpt_neox",
+        "gpt_oss",
         "granite",
+        "granitemoe",
         "llama",
+        "ministral",
         "mistral",
+        "mixtral",
+        "olmo",
         "olmo2",
+        "olmo3",
+        "olmoe",
         "phi",
         "phi3",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
+        "qwen3_moe",
+        "seed_oss",
         "smollm3",
         "starcoder2",
     }
@@ -105,6 +123,9 @@ def model_facts(model: nn.Module) -> ModelFacts:
         raise UnsupportedModel(
             f"{kind} (model type {text.model_type!r}) is not served; served are {', '.join(sorted(FAMILIES))}"
         )
+    for layer, layer_kind in enumerate(getattr(text, "layer_types", None) or ()):
+        if layer_kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(f"{kind}: layer {layer} is {layer_kind!r}, which kvtrie does not compute")
     if model.training:
         raise InputError(f"{kind} is in training mode; call model.eval() first")
     probe = _ShapeProbe()
@@ -123,6 +144,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
             f"{kind}: {len(probe.layers)} of {text.num_hidden_layers} layers reach the attention function, with "
             f"KV shapes {sorted(set(probe.layers.values()))}; kvtrie needs all, of one shape"
         )
+    _check_windows(kind, text, probe.windows)
     kv_heads, key_dim, value_dim, dtype = probe.layers[0]
     positions, limited_by = _max_positions(text)
     return ModelFacts(
@@ -141,13 +163,17 @@ def model_facts(model: nn.Module) -> ModelFacts:
 
 
 class _ShapeProbe:
-    """Notes every layer's KV shape; attends to the one token's own value."""
+    """Notes every layer's KV shape and window; attends to the one token's own value."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[int, int, int, str]] = {}
+        self.windows: dict[int, int | None] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
+    ) -> Tensor:
         dtype = str(key.dtype).removeprefix("torch.")
+        self.windows[layer] = variant.window
         self.layers[layer] = (key.shape[1], key.shape[2], value.shape[2], dtype)
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
 
@@ -190,11 +216,24 @@ def _window(config: Any) -> int | None:
     return window if kinds is None or "sliding_attention" in kinds else None
 
 
+def _check_windows(kind: str, config: Any, told: dict[int, int | None]) -> None:
+    """Whether each layer tells its attention the window that the model's own masks would give it.
+
+    Raises:
+        UnsupportedModel: names the first layer whose mask says something else.
+    """
+    window, kinds = _window(config), getattr(config, "layer_types", None)
+    for layer, found in sorted(told.items()):
+        masked = None if kinds is not None and kinds[layer] == "full_attention" else window
+        if found != masked:
+            raise UnsupportedModel(
+                f"{kind}: layer {layer} is masked to a window of {masked} by its config, and tells its attention "
+                f"function {found}; kvtrie cannot know which holds"
+            )
+
+
 def _max_positions(config: Any) -> tuple[int, str]:
     limits = [(int(config.max_position_embeddings), "max_position_embeddings")]
-    if (window := _window(config)) is not None:
-        # Below it every key is inside the window of every query.
-        limits.append((int(window), "sliding_window"))
     for rope in _rope_types(config):
         if rope.get("rope_type", rope.get("type")) in LENGTH_DEPENDENT_ROPE:
             original = rope.get("original_max_position_embeddings") or getattr(

@@ -7,8 +7,10 @@ from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
 __all__ = [
+    "PLAIN",
     "ChunkPool",
     "DecodeLanes",
     "LaneSequence",
@@ -16,6 +18,7 @@ __all__ = [
     "SlotAllocator",
     "Step",
     "StepSequence",
+    "Variant",
     "attend",
     "attend_reference",
     "check_served",

@@ -10,6 +10,7 @@ from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.chunk_kernels.tilings import cost_model_for, target_of, tiling_for, tilings_for
 from kvtrie.chunk_kernels.two_phase import attend_two_phase
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.shape import ChunkShape
 
@@ -24,7 +25,9 @@ def check_served(shape: ChunkShape, device: torch.device) -> None:
         tiling_for(target_of(device), shape.dtype, max(shape.key_dim, shape.value_dim), pairs=1)
 
 
-def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float) -> tuple[Tensor, Tensor]:
+def attend(
+    query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float, variant: Variant = PLAIN
+) -> tuple[Tensor, Tensor]:
     """Attention of a step's rows over their paths in the pool; the new tokens' KV stands there already.
 
     Args:
@@ -34,12 +37,14 @@ def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float)
         layer: which layer's keys and values to read.
         step: from `prepare_step`.
         scale: factor on the scores, usually key_dim ** -0.5.
+        variant: this layer's window, softcap, ALiBi slopes and sinks; layers of a step may differ.
 
     Returns:
-        out `[rows, q_heads, value_dim]` in the query's dtype, and natural-log lse `[rows, q_heads]` in fp32.
+        out `[rows, q_heads, value_dim]` in the query's dtype, and natural-log lse `[rows, q_heads]` in fp32, sinks
+        included.
 
     Raises:
-        InputError: the query does not fit the pool or the step.
+        InputError: the query does not fit the pool or the step, or the variant the query.
     """
     shape = pool.shape
     if query.dim() != 3 or query.shape[0] != step.rows or query.shape[2] != shape.key_dim:
@@ -53,10 +58,10 @@ def attend(query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float)
             f"query is {query.dtype} on {query.device}, the pool is {pool.dtype} on {pool.device}"
         )
     if pool.device.type == "cpu":
-        return attend_two_phase(query, pool, layer, step, scale)
+        return attend_two_phase(query, pool, layer, step, scale, variant)
     # Imported where it is needed: Triton is Linux only, and the CPU path does without.
     from kvtrie.chunk_kernels.attend_triton import attend_triton
 
     group = query.shape[1] // shape.kv_heads
     launch = launch_plan(step, group, tilings_for(step, group), cost_model_for(pool.device))
-    return attend_triton(query, pool, layer, launch, scale)
+    return attend_triton(query, pool, layer, launch, scale, variant)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
@@ -14,23 +12,7 @@ from torch import Tensor
 from kvtrie.chunk_kernels.attend_kernel import attend_items, write_kv
 from kvtrie.chunk_kernels.launch_plan import LaunchPlan
 from kvtrie.chunk_kernels.pool import ChunkPool
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """What a layer's attention does besides softmax over all earlier keys."""
-
-    window: int | None = None
-    """A query sees the last `window` positions, its own included."""
-    softcap: float | None = None
-    """Scores become softcap * tanh(score / softcap)."""
-    slopes: Tensor | None = None
-    """ALiBi slopes, fp32 `[q_heads]`."""
-    sinks: Tensor | None = None
-    """Logit of each head's attention sink, fp32 `[q_heads]`."""
-
-
-PLAIN = Variant()
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
 
 def attend_triton(
@@ -48,10 +30,14 @@ def attend_triton(
 
     Returns:
         out `[rows, q_heads, value_dim]` in the query's dtype, natural-log lse `[rows, q_heads]` in fp32.
+
+    Raises:
+        InputError: slopes or sinks that are not this query's.
     """
     shape = pool.shape
     query = query.contiguous()
     rows, q_heads, _ = query.shape
+    variant.check_heads(q_heads, query.device)
     keys, values = pool.k[layer], pool.v[layer]
     out = torch.empty(rows, q_heads, shape.value_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(rows, q_heads, dtype=torch.float32, device=query.device)

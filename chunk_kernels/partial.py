@@ -31,7 +31,8 @@ def partial_attention(
     """
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         # Of the fused CPU kernels only this one hands out its lse. It takes strides and GQA; with no key
-        # it crashes and for a fully masked row its lse is 0, so callers never ask for either.
+        # it crashes and for a fully masked row its lse is 0, so callers never ask for either: what may be
+        # empty goes to `composed_attention`.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
@@ -47,29 +48,58 @@ def composed_attention(
     *,
     causal: bool = False,
     mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `partial_attention`, from plain torch operations in fp32, on any device and any dims."""
+    """As `partial_attention`, from plain torch operations in fp32: on any device, with any dims and any mask.
+
+    Args:
+        query, key, value, scale, causal: as `partial_attention`; there may be no key at all.
+        mask: additive, broadcastable to `[batch, q_heads, rows, tokens]`; a row may be masked entirely.
+        softcap: scores become softcap * tanh(score / softcap), before the mask is added.
+
+    Returns:
+        As `partial_attention`, both fp32; a row that sees nothing gives out 0, lse -inf.
+    """
     batch, q_heads, rows, _ = query.shape
     kv_heads, tokens = key.shape[1:3]
-    grouped = query.float().reshape(batch, kv_heads, -1, query.shape[-1])
-    scores = torch.matmul(grouped, key.float().transpose(-1, -2)) * scale
+    packed = q_heads // kv_heads * rows
+    grouped = query.float().reshape(batch, kv_heads, packed, query.shape[-1])
+    scores = torch.matmul(grouped, key.float().transpose(-1, -2)).mul_(scale)
     scores = scores.view(batch, q_heads, rows, tokens)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
-        scores = scores + mask
+        scores = scores.add_(mask)
     if causal:
         square = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).triu_(1)
-        scores = scores.masked_fill(square, -torch.inf)
+        scores = scores.masked_fill_(square, -torch.inf)
     lse = torch.logsumexp(scores, -1)
-    weights = torch.exp(scores - lse[..., None]).view(batch, kv_heads, -1, tokens)
+    weights = scores.sub_(finite(lse)[..., None]).exp_().view(batch, kv_heads, packed, tokens)
     out = torch.matmul(weights, value.float()).view(batch, q_heads, rows, -1)
     return out, lse
 
 
 def merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merges a non-empty partial into another: exact, because softmax over a union is a weighted mean.
+    """Merges two partials: exact, because softmax over a union is a weighted mean.
 
-    Shapes `[rows, heads, dim]` and `[rows, heads]`, fp32. An empty side is out 0 and lse -inf.
+    Shapes `[rows, heads, dim]` and `[rows, heads]`, fp32. An empty side is out 0 and lse -inf; both may be empty.
     """
     total = torch.logaddexp(lse, part_lse)
-    merged = out * torch.exp(lse - total)[..., None] + part_out * torch.exp(part_lse - total)[..., None]
+    anchor = finite(total)
+    merged = out * torch.exp(lse - anchor)[..., None] + part_out * torch.exp(part_lse - anchor)[..., None]
     return merged, total
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """A finished row's attention with a sink in its softmax (GPT-OSS; StreamingLLM, arXiv 2309.17453).
+
+    A sink is a key without a value, so it enters once per row, after the last merge: `sinks` fp32 `[heads]`,
+    the rest as in `merge`.
+    """
+    total = torch.logaddexp(lse, sinks)
+    return out * torch.exp(lse - finite(total))[..., None], total
+
+
+def finite(lse: Tensor) -> Tensor:
+    """The lse, or where that is -inf the lowest float: subtracting -inf from itself would be NaN, and not 0."""
+    return lse.clamp_min(torch.finfo(torch.float32).min)

@@ -9,10 +9,16 @@ from torch import Tensor
 
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import StepSequence
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
 
 def attend_reference(
-    query: Tensor, pool: ChunkPool, layer: int, sequences: Sequence[StepSequence], scale: float
+    query: Tensor,
+    pool: ChunkPool,
+    layer: int,
+    sequences: Sequence[StepSequence],
+    scale: float,
+    variant: Variant = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, from the sequences themselves: rows in the caller's order.
 
@@ -29,9 +35,21 @@ def attend_reference(
         group = rows.shape[1] // keys.shape[0]
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
         scores = torch.einsum("rhd,htd->hrt", rows, keys) * scale
+        if variant.softcap is not None:
+            scores = variant.softcap * torch.tanh(scores / variant.softcap)
         position = torch.arange(sequence.context_tokens, total, device=query.device)
-        future = torch.arange(total, device=query.device)[None] > position[:, None]
-        scores = scores.masked_fill(future, -torch.inf)
+        distance = position[:, None] - torch.arange(total, device=query.device)[None]
+        if variant.slopes is not None:
+            scores = scores - variant.slopes[:, None, None] * distance
+        hidden = distance < 0
+        if variant.window is not None:
+            hidden |= distance >= variant.window
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if variant.sinks is not None:
+            # One more key, whose value is nothing.
+            sink = variant.sinks[:, None, None].expand(-1, sequence.rows, 1)
+            scores = torch.cat([scores, sink], -1)
+            values = torch.cat([values, values.new_zeros(values.shape[0], 1, values.shape[2])], 1)
         lses.append(torch.logsumexp(scores, -1).T)
         outs.append(torch.einsum("hrt,htd->rhd", torch.softmax(scores, -1), values))
     return torch.cat(outs), torch.cat(lses)

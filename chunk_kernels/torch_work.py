@@ -44,12 +44,20 @@ class Span:
             b - a == 1 for a, b in pairwise(self.slots)
         )
 
+    def part(self, first: int, end: int, chunk_tokens: int) -> Span:
+        """Its tokens `[first, end)`, in as few of its slots as hold them."""
+        skipped, offset = divmod(self.offset + first, chunk_tokens)
+        last = -(-(self.offset + end) // chunk_tokens)
+        return Span(self.slots[skipped:last], offset, end - first)
+
 
 @dataclass(frozen=True, slots=True)
 class RunItem:
     """Rows `[first_row, end_row)` attend to all of a span."""
 
     span: Span
+    start: int
+    """Absolute position of the span's first token."""
     first_row: int
     end_row: int
     fresh: bool
@@ -61,6 +69,8 @@ class CausalItem:
     """Rows `[first_row, end_row)` attend to their own new tokens, each to those up to itself."""
 
     span: Span
+    start: int
+    """Absolute position of the first row, and of its token."""
     first_row: int
     end_row: int
     fresh: bool
@@ -80,6 +90,8 @@ class SlabItem:
     """Slots per sequence, the longest's; shorter runs are padded."""
     stride: int | None
     """Slots between consecutive sequences' first slots, where that is regular: then nothing is gathered."""
+    lengths: tuple[int, ...]
+    """Tokens of each run; a sequence's row stands at the last of them."""
     tokens: int
     """Longest run."""
     mask: Tensor | None
@@ -98,6 +110,10 @@ class TorchWork:
     row_order: Tensor | None
     """int64 `[rows]`: the caller's row of each plan row; None where the two orders agree."""
     items: tuple[WorkItem, ...]
+    order: tuple[int, ...]
+    """The step's sequences in plan order."""
+    most_tokens: int
+    """Of the longest sequence, this step's included: a window at least as wide hides nothing."""
 
 
 def torch_work(step: Step) -> TorchWork:
@@ -118,6 +134,8 @@ def _make(step: Step) -> TorchWork:
         rows=step.rows,
         row_order=None if in_order else torch.tensor(order, dtype=torch.int64, device=pool.device),
         items=tuple(_items(plan, sequences, pool)),
+        order=tuple(plan.order),
+        most_tokens=max(s.context_tokens + s.rows for s in sequences),
     )
 
 
@@ -132,9 +150,11 @@ def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> li
             private.append(run)
             continue
         rows = plan.row_starts[run.first_reader], plan.row_starts[run.end_reader]
+        start = run.start_token
         for span in _spans(run, chunk):
             readers = range(run.first_reader, run.end_reader)
-            items.append(RunItem(span, *rows, fresh=not any(touched[r] for r in readers)))
+            items.append(RunItem(span, start, *rows, fresh=not any(touched[r] for r in readers)))
+            start += span.tokens
             for reader in readers:
                 touched[reader] = True
     for place, index in enumerate(plan.order):
@@ -143,9 +163,8 @@ def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> li
             first = sequence.context_tokens // chunk
             last = -(-(sequence.context_tokens + sequence.rows) // chunk)
             span = Span(tuple(sequence.slots[first:last]), sequence.context_tokens % chunk, sequence.rows)
-            items.append(
-                CausalItem(span, plan.row_starts[place], plan.row_starts[place + 1], not touched[place])
-            )
+            rows = plan.row_starts[place], plan.row_starts[place + 1]
+            items.append(CausalItem(span, sequence.context_tokens, *rows, fresh=not touched[place]))
     for fresh in (True, False):
         runs = [run for run in private if touched[run.first_reader] is not fresh]
         if runs:
@@ -168,7 +187,7 @@ def _spans(run: Run, chunk: int) -> list[Span]:
 def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> SlabItem:
     device = pool.device
     chunks = max(len(run.slots) for run in runs)
-    tokens = max(run.tokens for run in runs)
+    lengths = tuple(run.tokens for run in runs)
     firsts = [run.slots[0] for run in runs]
     strides = {b - a for a, b in pairwise(firsts)} or {chunks}
     regular = (
@@ -178,12 +197,6 @@ def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> Slab
         # Equally long, too: a shorter one's padding would be a neighbour's slot, and its NaN would get out.
         and all(len(run.slots) == chunks and Span(run.slots, 0, 1).adjacent for run in runs)
     )
-    mask = None
-    if any(run.tokens != tokens for run in runs):
-        lengths = torch.tensor([run.tokens for run in runs], device=device)
-        beyond = torch.arange(tokens, device=device)[None] >= lengths[:, None]
-        mask = torch.zeros(beyond.shape, dtype=pool.dtype, device=device).masked_fill_(beyond, -torch.inf)
-        mask = mask[:, None, None]
     # Padding repeats a run's own last slot: masked, and never another sequence's chunk.
     padded = [run.slots + (run.slots[-1],) * (chunks - len(run.slots)) for run in runs]
     return SlabItem(
@@ -192,7 +205,25 @@ def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> Slab
         first_slot=firsts[0],
         chunks=chunks,
         stride=strides.pop() if regular else None,
-        tokens=tokens,
-        mask=mask,
+        lengths=lengths,
+        tokens=max(lengths),
+        mask=slab_mask(lengths, None, pool),
         fresh=fresh,
     )
+
+
+def slab_mask(lengths: Sequence[int], window: int | None, pool: ChunkPool) -> Tensor | None:
+    """Additive `[sequences, 1, 1, tokens]`, in the pool's dtype, that hides padding and what a window has left.
+
+    None where it would hide nothing. A row's own token is always seen.
+    """
+    tokens = max(lengths)
+    if min(lengths) == tokens and (window is None or window >= tokens):
+        return None
+    ends = torch.tensor(lengths, device=pool.device)[:, None]
+    place = torch.arange(tokens, device=pool.device)[None]
+    hidden = place >= ends
+    if window is not None:
+        hidden |= place < ends - window
+    mask = torch.zeros(hidden.shape, dtype=pool.dtype, device=pool.device).masked_fill_(hidden, -torch.inf)
+    return mask[:, None, None]

@@ -9,37 +9,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels.partial import merge, partial_attention
+from kvtrie.chunk_kernels.partial import composed_attention, merge, partial_attention, with_sinks
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.chunk_kernels.torch_work import CausalItem, RunItem, SlabItem, Span, torch_work
+from kvtrie.chunk_kernels.variant import PLAIN, Variant
+from kvtrie.chunk_kernels.varied_work import DenseItem, DenseSlab, varied_items
 
 
 def attend_two_phase(
-    query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float
+    query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float, variant: Variant = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """See `kvtrie.chunk_kernels.attend.attend`."""
     work = torch_work(step)
     if work.row_order is not None:
         query = query[work.row_order]
     rows, q_heads, _ = query.shape
+    variant.check_heads(q_heads, query.device)
     out = torch.zeros(rows, q_heads, pool.shape.value_dim, dtype=torch.float32, device=query.device)
     lse = torch.full((rows, q_heads), -torch.inf, dtype=torch.float32, device=query.device)
     keys, values = pool.k[layer], pool.v[layer]
-    for item in work.items:
+    where: Tensor | slice
+    for item in varied_items(step, variant):
         if isinstance(item, SlabItem):
-            part = _slab(query[item.rows], keys, values, item, scale)
-            where: Tensor | slice = item.rows
+            where = item.rows
+            part = _slab(query[where], keys, values, item, scale)
+        elif isinstance(item, DenseSlab):
+            where = item.slab.rows
+            part = _dense_slab(query[where], keys, values, item, scale, variant)
         else:
             where = slice(item.first_row, item.end_row)
             if isinstance(item, RunItem):
                 part = _run(query[where], keys, values, item.span, scale)
-            else:
+            elif isinstance(item, CausalItem):
                 part = _causal(query[where], keys, values, item, scale)
+            else:
+                part = _dense(query[where], keys, values, item, scale, variant)
         if item.fresh:
             out[where], lse[where] = part
         else:
             out[where], lse[where] = merge(out[where], lse[where], *part)
+    if variant.sinks is not None:
+        out, lse = with_sinks(out, lse, variant.sinks)
     if work.row_order is not None:
         back = torch.empty_like(work.row_order)
         back[work.row_order] = torch.arange(rows, device=back.device)
@@ -79,6 +90,47 @@ def _slab(query: Tensor, keys: Tensor, values: Tensor, item: SlabItem, scale: fl
         grouped, _slab_tokens(keys, item), _slab_tokens(values, item), scale, mask=item.mask
     )
     return out.reshape(sequences, q_heads, -1).float(), lse.reshape(sequences, q_heads)
+
+
+def _dense(
+    query: Tensor, keys: Tensor, values: Tensor, item: DenseItem, scale: float, variant: Variant
+) -> tuple[Tensor, Tensor]:
+    mask = item.mask
+    if variant.slopes is not None:
+        tokens = torch.arange(item.start, item.start + item.span.tokens, device=query.device)
+        # [q_heads, rows, tokens]
+        bias = variant.slopes[:, None, None] * (tokens - item.positions[:, None])
+        mask = bias if mask is None else bias.add_(mask)
+    out, lse = composed_attention(
+        query.transpose(0, 1)[None],
+        tokens_of(keys, item.span)[None],
+        tokens_of(values, item.span)[None],
+        scale,
+        mask=mask,
+        softcap=variant.softcap,
+    )
+    return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+
+
+def _dense_slab(
+    query: Tensor, keys: Tensor, values: Tensor, item: DenseSlab, scale: float, variant: Variant
+) -> tuple[Tensor, Tensor]:
+    sequences, q_heads, key_dim = query.shape
+    grouped = query.view(sequences, keys.shape[0], -1, key_dim)
+    mask = item.slab.mask
+    if variant.slopes is not None:
+        # [sequences, kv_heads, group, tokens]
+        bias = -variant.slopes.view(1, keys.shape[0], -1, 1) * item.distances
+        mask = bias if mask is None else bias.add_(mask)
+    out, lse = composed_attention(
+        grouped,
+        _slab_tokens(keys, item.slab),
+        _slab_tokens(values, item.slab),
+        scale,
+        mask=mask,
+        softcap=variant.softcap,
+    )
+    return out.reshape(sequences, q_heads, -1), lse.reshape(sequences, q_heads)
 
 
 def tokens_of(chunks: Tensor, span: Span) -> Tensor:

@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 
 VOCABULARY = 211
 POSITIONS = 512
+WINDOW = 20
+"""Of every family that has one: most prompts of the tests are longer, and no chunk size divides it."""
 
 _COMMON = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA_LIKE = {
@@ -19,26 +21,57 @@ _LLAMA_LIKE = {
     "max_position_embeddings": POSITIONS,
 }
 _GQA = {**_LLAMA_LIKE, "num_key_value_heads": 2}
+_MOE = {**_GQA, "num_experts_per_tok": 2}
+_WINDOW = {"sliding_window": WINDOW}
+_WIDE_HEADS = {"head_dim": 32}
+_MIXED = {**_WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _GPT2_LIKE = {**_COMMON, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": POSITIONS}
 
 CONFIGS = {
-    "llama-mha": lambda: hf.LlamaConfig(**_LLAMA_LIKE),
-    "llama-gqa": lambda: hf.LlamaConfig(**_GQA),
-    "qwen2": lambda: hf.Qwen2Config(**_GQA),
-    "qwen3": lambda: hf.Qwen3Config(**_GQA, head_dim=32),
-    "phi3": lambda: hf.Phi3Config(**_GQA, original_max_position_embeddings=POSITIONS),
-    "mistral": lambda: hf.MistralConfig(**_GQA, sliding_window=400),
-    "gpt2": lambda: hf.GPT2Config(**_GPT2_LIKE),
-    "gpt_bigcode-mqa": lambda: hf.GPTBigCodeConfig(**_GPT2_LIKE, multi_query=True),
-    "gpt_bigcode-mha": lambda: hf.GPTBigCodeConfig(**_GPT2_LIKE, multi_query=False),
-    "gpt_neox": lambda: hf.GPTNeoXConfig(**_LLAMA_LIKE),
-    "gemma": lambda: hf.GemmaConfig(**_GQA, head_dim=32),
-    "granite": lambda: hf.GraniteConfig(**_GQA, attention_multiplier=0.3),
-    "olmo2": lambda: hf.Olmo2Config(**_GQA),
-    "starcoder2": lambda: hf.Starcoder2Config(**_GQA),
-    "phi": lambda: hf.PhiConfig(**_GQA),
+    "arcee": lambda: hf.ArceeConfig(**_GQA),
     "cohere": lambda: hf.CohereConfig(**_GQA),
-    "smollm3": lambda: hf.SmolLM3Config(**_GQA),
+    "cohere2-window": lambda: hf.Cohere2Config(**_GQA, **_MIXED),
+    "exaone4-window": lambda: hf.Exaone4Config(**_GQA, **_MIXED),
+    "gemma": lambda: hf.GemmaConfig(**_GQA, **_WIDE_HEADS),
+    "gemma2-window": lambda: hf.Gemma2Config(
+        **_GQA, **_WIDE_HEADS, **_WINDOW, query_pre_attn_scalar=24, attn_logit_softcapping=5.0
+    ),
+    "gemma3-window": lambda: hf.Gemma3TextConfig(**_GQA, **_WIDE_HEADS, **_MIXED, query_pre_attn_scalar=24),
+    "glm": lambda: hf.GlmConfig(**_GQA, **_WIDE_HEADS),
+    "glm4": lambda: hf.Glm4Config(**_GQA, **_WIDE_HEADS),
+    "gpt2": lambda: hf.GPT2Config(**_GPT2_LIKE),
+    "gpt_bigcode-mha": lambda: hf.GPTBigCodeConfig(**_GPT2_LIKE, multi_query=False),
+    "gpt_bigcode-mqa": lambda: hf.GPTBigCodeConfig(**_GPT2_LIKE, multi_query=True),
+    "gpt_neox": lambda: hf.GPTNeoXConfig(**_LLAMA_LIKE),
+    "gpt_oss-window": lambda: hf.GptOssConfig(**_MOE, **_WIDE_HEADS, **_WINDOW, num_local_experts=4),
+    "granite": lambda: hf.GraniteConfig(**_GQA, attention_multiplier=0.3),
+    "granitemoe": lambda: hf.GraniteMoeConfig(**_MOE, num_local_experts=4),
+    "llama-gqa": lambda: hf.LlamaConfig(**_GQA),
+    "llama-mha": lambda: hf.LlamaConfig(**_LLAMA_LIKE),
+    "ministral-window": lambda: hf.MinistralConfig(**_GQA, **_WIDE_HEADS, **_MIXED),
+    "mistral-window": lambda: hf.MistralConfig(**_GQA, **_WINDOW),
+    "mixtral-window": lambda: hf.MixtralConfig(**_MOE, **_WINDOW, num_local_experts=4),
+    "olmo": lambda: hf.OlmoConfig(**_GQA),
+    "olmo2": lambda: hf.Olmo2Config(**_GQA),
+    "olmo3-window": lambda: hf.Olmo3Config(**_GQA, **_MIXED),
+    "olmoe": lambda: hf.OlmoeConfig(**_MOE, num_experts=4),
+    "phi": lambda: hf.PhiConfig(**_GQA),
+    "phi3": lambda: hf.Phi3Config(**_GQA, original_max_position_embeddings=POSITIONS),
+    "phi3-window": lambda: hf.Phi3Config(**_GQA, **_WINDOW, original_max_position_embeddings=POSITIONS),
+    "qwen2": lambda: hf.Qwen2Config(**_GQA),
+    "qwen2-window": lambda: hf.Qwen2Config(**_GQA, **_WINDOW, use_sliding_window=True, max_window_layers=1),
+    "qwen2_moe": lambda: hf.Qwen2MoeConfig(
+        **_MOE, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_experts=4
+    ),
+    "qwen3": lambda: hf.Qwen3Config(**_GQA, **_WIDE_HEADS),
+    "qwen3_moe-window": lambda: hf.Qwen3MoeConfig(
+        **_MOE, **_WIDE_HEADS, **_WINDOW, use_sliding_window=True, moe_intermediate_size=32, num_experts=4
+    ),
+    "seed_oss": lambda: hf.SeedOssConfig(**_GQA, **_WIDE_HEADS),
+    "smollm3-window": lambda: hf.SmolLM3Config(
+        **_GQA, **_WINDOW, use_sliding_window=True, no_rope_layers=[1, 0, 1]
+    ),
+    "starcoder2-window": lambda: hf.Starcoder2Config(**_GQA, **_WINDOW),
 }
 
 

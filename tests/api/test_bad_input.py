@@ -158,7 +158,6 @@ def limited_models() -> dict[str, Callable[[], Any]]:
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     return {
         "max_position_embeddings": lambda: hf.LlamaConfig(**_SIZES, max_position_embeddings=64),
-        "sliding_window": lambda: hf.MistralConfig(**_SIZES, max_position_embeddings=128, sliding_window=64),
         "longrope": lambda: hf.Phi3Config(
             **_SIZES,
             max_position_embeddings=128,
@@ -192,8 +191,8 @@ def test_the_last_position_is_exact_and_the_next_one_refused(limit: str) -> None
 
 
 def test_the_default_number_of_new_tokens_counts_too() -> None:
-    """Transformers generates 20 new tokens by default: beyond a window those would be wrong, not refused."""
-    model = hf.AutoModelForCausalLM.from_config(limited_models()["sliding_window"]()).eval()
+    """Transformers generates 20 new tokens by default: beyond the limit those would be wrong, not refused."""
+    model = hf.AutoModelForCausalLM.from_config(limited_models()["longrope"]()).eval()
     with wrapped(model) as cached:
         row = prompts([45])[0]
         with pytest.raises(InputError, match="45 prompt \\+ 20 new tokens are 65, beyond the 64"):
@@ -253,7 +252,7 @@ def test_a_dtype_changed_after_wrapping(model: PreTrainedModel, dtype: torch.dty
 
 def test_a_model_without_weights() -> None:
     with torch.device("meta"):
-        empty = hf.AutoModelForCausalLM.from_config(limited_models()["sliding_window"]()).eval()
+        empty = hf.AutoModelForCausalLM.from_config(limited_models()["max_position_embeddings"]()).eval()
     with pytest.raises(InputError, match="meta device"):
         PrefixCachedModel(empty)
 

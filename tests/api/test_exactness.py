@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel, Sampling
 from kvtrie.prefix_tree import InputError
-from tests.api.models import CONFIGS, left_padded, prompts, tiny_model
+from tests.api.models import CONFIGS, POSITIONS, VOCABULARY, WINDOW, left_padded, prompts, tiny_model
 
 CHUNK = 16
 NEW = 12
@@ -40,14 +41,18 @@ def chunk_bytes(model: PreTrainedModel) -> int:
 
 
 def same_as_uncached(
-    cached: PrefixCachedModel, rows: list[list[int]], tolerance: float = 1e-5, **arguments: Any
+    cached: PrefixCachedModel,
+    rows: list[list[int]],
+    tolerance: float = 1e-5,
+    new: int = NEW,
+    **arguments: Any,
 ) -> Any:
     """Runs both; compares tokens, and each step's logits where rows still agree on what was generated."""
     batch = left_padded(rows)
     torch.manual_seed(11)
-    expected = cached.model.generate(**batch, max_new_tokens=NEW, **LOGITS, **arguments)
+    expected = cached.model.generate(**batch, max_new_tokens=new, **LOGITS, **arguments)
     torch.manual_seed(11)
-    found = cached.generate(**batch, max_new_tokens=NEW, **LOGITS, **arguments)
+    found = cached.generate(**batch, max_new_tokens=new, **LOGITS, **arguments)
     assert torch.equal(found.sequences, expected.sequences)
     assert len(found.logits) == len(expected.logits)
     for ours, theirs in zip(found.logits, expected.logits):
@@ -129,6 +134,55 @@ def test_prompts_in_pieces_and_requests_that_join_later(cached: PrefixCachedMode
             assert completion.tokens == greedy_tokens(cached.model, row, NEW)
 
 
+@pytest.mark.parametrize("family", [name for name in CONFIGS if name.endswith("-window")])
+def test_generating_far_beyond_the_window(family: str) -> None:
+    """From prompts within it, on both loops, and once more from what the first time left in the cache."""
+    model = tiny_model(family, seed=4)
+    rows = prompts([9, 2 * CHUNK, WINDOW - 1, WINDOW + 1], shared=7)
+    with PrefixCachedModel(model, memory="8MiB", chunk_tokens=CHUNK) as cached:
+        for _ in range(2):
+            same_as_uncached(cached, rows, new=3 * WINDOW)
+            completions = [cached.submit(row, max_new_tokens=3 * WINDOW, eos=()) for row in rows]
+            cached.engine.run()
+            for row, completion in zip(rows, completions):
+                assert completion.tokens == greedy_tokens(model, row, 3 * WINDOW)
+        assert cached.stats()["cached_tokens"] > 0
+
+
+def test_text_of_a_model_that_takes_images() -> None:
+    text = CONFIGS["gemma3-window"]().to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = hf.Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=VOCABULARY - 1,
+    )
+    model = hf.Gemma3ForConditionalGeneration(config).eval()
+    with PrefixCachedModel(model, memory="8MiB", chunk_tokens=CHUNK) as cached:
+        for _ in range(2):
+            same_as_uncached(cached, prompts([70, 9, 33], shared=24))
+        assert cached.stats()["cached_tokens"] > 0
+
+
+def test_rotary_frequencies_of_each_kind_of_layer_tell_namespaces_apart() -> None:
+    """Gemma 3 keeps them per kind; GPT-OSS stretches them (YaRN) whatever the length, so no limit follows."""
+    from kvtrie.api.model_facts import model_facts
+
+    gemma = tiny_model("gemma3-window")
+    layouts = set()
+    for theta in (10_000.0, 20_000.0):
+        gemma.config.rope_parameters["sliding_attention"]["rope_theta"] = theta
+        layouts.add(model_facts(gemma).layout())
+    assert len(layouts) == 2
+    gemma.config.rope_parameters["full_attention"]["rope_type"] = "dynamic"
+    assert model_facts(gemma).max_positions == POSITIONS - 1
+    gpt_oss = model_facts(tiny_model("gpt_oss-window"))
+    assert '"rope_type":"yarn"' in gpt_oss.layout()
+    assert (gpt_oss.max_positions, gpt_oss.limited_by) == (POSITIONS, "max_position_embeddings")
+
+
 def greedy_tokens(model: PreTrainedModel, row: list[int], count: int) -> list[int]:
     output = model.generate(torch.tensor([row]), max_new_tokens=count, do_sample=False, eos_token_id=None)
     found: list[int] = output[0, len(row) :].tolist()
@@ -140,12 +194,13 @@ def test_one_wrong_cached_token_is_seen_by_the_logits(cached: PrefixCachedModel)
     rows = prompts([60])
     same_as_uncached(cached, rows)
     pool = cached.engine.memory.pool
-    wrong = next(cached.engine.memory.tree.walk())
+    # The deepest chunk, which the rest of the prompt sees through any window.
+    *_, wrong = cached.engine.memory.tree.walk()
     residence = wrong.at[0]
     assert residence is not None
     assert isinstance(residence.handle, int)
     for tensor in (pool.k, pool.v):
-        tensor[:, :, residence.handle, 5] = tensor[:, :, residence.handle, 9]
+        tensor[:, :, residence.handle, 9] = tensor[:, :, residence.handle, 5]
     with pytest.raises(AssertionError):
         same_as_uncached(cached, rows)
 
@@ -160,7 +215,20 @@ def test_engine_sampling_is_repeatable_whatever_is_in_the_batch(cached: PrefixCa
     assert together[-1].tokens == alone.tokens
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gpt_bigcode-mqa", "gpt_neox", "qwen3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama-gqa",
+        "gpt2",
+        "gpt_bigcode-mqa",
+        "gpt_neox",
+        "qwen3",
+        "mistral-window",
+        "gemma2-window",
+        "gemma3-window",
+        "gpt_oss-window",
+    ],
+)
 def test_bf16_logits_are_within_its_rounding(family: str) -> None:
     """Both are compared with the same weights in fp32: ours may be no further off than 1.5x the uncached model."""
     model = tiny_model(family, torch.bfloat16)

@@ -33,11 +33,10 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "falcon": lambda: hf.FalconConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
     ),
-    "gemma2": lambda: hf.Gemma2Config(**_LLAMA_LIKE, head_dim=16),
-    "gpt_oss": lambda: hf.GptOssConfig(**_LLAMA_LIKE, head_dim=16, num_local_experts=2),
     "gptj": lambda: hf.GPTJConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
     "mamba": lambda: hf.MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2),
     "mpt": lambda: hf.MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=2),
+    "nemotron": lambda: hf.NemotronConfig(**_LLAMA_LIKE, head_dim=16),
     "opt": lambda: hf.OPTConfig(
         vocab_size=50, hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2
     ),
@@ -76,6 +75,54 @@ def test_a_layer_that_does_not_reach_the_attention_function(monkeypatch: pytest.
     assert model.config._attn_implementation != "kvtrie"
 
 
+INCONSISTENT: dict[str, tuple[Callable[[], Any], str]] = {
+    "a window in the mask only": (
+        lambda: hf.Qwen2MoeConfig(
+            **_LLAMA_LIKE,
+            num_experts=2,
+            num_experts_per_tok=1,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=2,
+        ),
+        "Qwen2MoeForCausalLM: layer 0 is masked to a window of 8 by its config, and tells .* None",
+    ),
+    "layers of two kinds, told the same": (
+        lambda: hf.MistralConfig(
+            **_LLAMA_LIKE, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "MistralForCausalLM: layer 1 is masked to a window of None by its config, and tells .* 8",
+    ),
+    "another kind of layer": (
+        lambda: hf.Qwen3Config(**_LLAMA_LIKE, layer_types=["full_attention", "chunked_attention"]),
+        "Qwen3ForCausalLM: layer 1 is 'chunked_attention'",
+    ),
+    "both directions": (
+        lambda: hf.Gemma3TextConfig(**_LLAMA_LIKE, head_dim=16, use_bidirectional_attention=True),
+        "Gemma3Attention attends in both directions",
+    ),
+    "a layer that passes something new": (
+        lambda: hf.LlamaConfig(**_LLAMA_LIKE),
+        "LlamaAttention asks attention for novelty=3, which kvtrie does not compute",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INCONSISTENT)
+def test_layers_of_a_served_family(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, says = INCONSISTENT[case]
+    model = hf.AutoModelForCausalLM.from_config(config()).eval()
+    if "something new" in case:
+        attention = model.model.layers[0].self_attn
+        plain = attention.forward
+        monkeypatch.setattr(
+            attention, "forward", lambda *args, **keywords: plain(*args, **keywords, novelty=3)
+        )
+    with pytest.raises(UnsupportedModel, match=says):
+        PrefixCachedModel(model, memory="1MiB")
+    assert model.config._attn_implementation != "kvtrie"
+
+
 def test_every_family_served_has_exactness_tests() -> None:
     assert {config().model_type for config in CONFIGS.values()} == FAMILIES
 
@@ -100,6 +147,8 @@ def cached(model: PreTrainedModel) -> Iterator[PrefixCachedModel]:
         ("custom_generate", "somebody/code"),
         ("encoder_outputs", (torch.zeros(1, 1, 1),)),
         ("adapter_names", ["one"]),
+        ("pixel_values", torch.zeros(1, 3, 8, 8)),
+        ("token_type_ids", torch.zeros(1, 20, dtype=torch.long)),
         ("output_attentions", True),
         ("output_hidden_states", True),
         ("low_memory", True),
@@ -129,6 +178,15 @@ def test_generation_modes_in_a_config(cached: PrefixCachedModel, name: str, valu
     with pytest.raises(UnsupportedModel, match=name):
         cached.generate(IDS, config)
     assert_balanced(cached)
+
+
+def test_the_cache_that_gemma_checkpoints_ask_for_is_no_reason() -> None:
+    """Transformers unsets `hybrid`, too."""
+    model = tiny_model("gemma2-window")
+    model.generation_config.cache_implementation = "hybrid"
+    with wrapped(model) as cached:
+        expected = model.generate(IDS, max_new_tokens=6, do_sample=False)
+        assert torch.equal(cached.generate(IDS, max_new_tokens=6, do_sample=False), expected)
 
 
 def test_settings_that_ask_for_nothing_are_fine(cached: PrefixCachedModel) -> None:

@@ -10,11 +10,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from kvtrie.chunk_kernels import ChunkPool, StepSequence, prepare_step
-from kvtrie.chunk_kernels.attend_triton import PLAIN, Variant, attend_triton, write_triton
+from kvtrie.chunk_kernels import PLAIN, StepSequence, Variant, prepare_step
+from kvtrie.chunk_kernels.attend_triton import attend_triton, write_triton
 from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
+from tests.chunk_kernels.oracle import oracle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALE = 0.17
@@ -44,41 +45,6 @@ class Case:
     variant: Variant = PLAIN
 
 
-def oracle(
-    query: torch.Tensor, pool: ChunkPool, layer: int, sequences: list[StepSequence], variant: Variant
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense attention with every variant, in fp64, written apart from the reference and the kernel."""
-    outs, lses, first = [], [], 0
-    for sequence in sequences:
-        total = sequence.context_tokens + sequence.rows
-        rows = query[first : first + sequence.rows].double()
-        first += sequence.rows
-        slots = torch.tensor(sequence.slots, device=query.device)
-        keys = pool.k[layer].index_select(1, slots).flatten(1, 2)[:, :total].double()
-        values = pool.v[layer].index_select(1, slots).flatten(1, 2)[:, :total].double()
-        group = rows.shape[1] // keys.shape[0]
-        scores = torch.einsum("rhd,htd->hrt", rows, keys.repeat_interleave(group, 0)) * SCALE
-        if variant.softcap is not None:
-            scores = variant.softcap * torch.tanh(scores / variant.softcap)
-        position = torch.arange(sequence.context_tokens, total, device=query.device)[:, None]
-        distance = position - torch.arange(total, device=query.device)[None]
-        if variant.slopes is not None:
-            scores = scores - variant.slopes.double()[:, None, None] * distance
-        hidden = distance < 0
-        if variant.window is not None:
-            hidden = hidden | (distance >= variant.window)
-        scores = scores.masked_fill(hidden, -torch.inf)
-        if variant.sinks is not None:
-            sinks = variant.sinks.double()[:, None, None].expand(-1, sequence.rows, 1)
-            weights = torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]
-            lses.append(torch.logsumexp(torch.cat([scores, sinks], -1), -1).T)
-        else:
-            weights = torch.softmax(scores, -1)
-            lses.append(torch.logsumexp(scores, -1).T)
-        outs.append(torch.einsum("hrt,htd->rhd", weights, values.repeat_interleave(group, 0)))
-    return torch.cat(outs), torch.cat(lses)
-
-
 def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = TILING) -> None:
     torch.manual_seed(seed)
     pool = random_pool(case.kv_heads, case.key_dim, case.value_dim, case.dtype, device=DEVICE)
@@ -87,7 +53,7 @@ def compare(case: Case, seed: int, *, adjacent: bool, tiling: Tiling = TILING) -
     query = torch.randn(rows, case.kv_heads * case.group, case.key_dim, device=DEVICE).to(pool.dtype)
     launch = launch_plan(prepare_step(sequences, pool), case.group, Tilings(tiling, tiling), SPLITS)
     out, lse = attend_triton(query, pool, 1, launch, SCALE, case.variant)
-    expected, expected_lse = oracle(query, pool, 1, sequences, case.variant)
+    expected, expected_lse = oracle(query, pool, 1, sequences, SCALE, case.variant)
     tolerance = 1e-5 if case.dtype == "float32" else 2e-3
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=max(1e-5, tolerance / 10))
