@@ -5,6 +5,7 @@ from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
+from kvtrie.chunk_kernels.write import write_kv
 
 __all__ = [
     "ChunkPool",
@@ -15,4 +16,5 @@ __all__ = [
     "attend_reference",
     "check_served",
     "prepare_step",
+    "write_kv",
 ]
