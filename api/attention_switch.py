@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels import ChunkPool, Step, attend
+from kvtrie.chunk_kernels import ChunkPool, Step, attend, write_kv
 from kvtrie.prefix_tree.errors import UnsupportedModel
 
 NAME = "kvtrie"
@@ -42,7 +42,7 @@ class PoolAttention:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `LayerAttention.attend`."""
-        self._pool.write(layer, self._step.write_at, key, value)
+        write_kv(self._pool, layer, self._step.write_at, key, value)
         out, _ = attend(query, self._pool, layer, self._step, scale)
         return out
 
