@@ -66,11 +66,15 @@ class TestWarmEqualsCold:
 
     def test_beams_copy_scales_with_their_chunks(self, model: PreTrainedModel, kv_format: str) -> None:
         batch = left_padded(prompts([50, 33], shared=20))
+        beams = {"max_new_tokens": 10, "num_beams": 3, "do_sample": False, "return_dict_in_generate": True}
+        exact = model.generate(**batch, **beams, output_scores=True).sequences_scores
         with wrapped(model, kv_format=kv_format) as cached:
-            cold, warm = (
-                cached.generate(**batch, max_new_tokens=10, num_beams=3, do_sample=False) for _ in range(2)
-            )
-            assert torch.equal(warm, cold)
+            cold, warm = (cached.generate(**batch, **beams, output_scores=True) for _ in range(2))
+            assert torch.equal(warm.sequences, cold.sequences)
+            torch.testing.assert_close(warm.sequences_scores, cold.sequences_scores, rtol=1e-4, atol=1e-4)
+            # Not even close, were chunks copied without their scales.
+            print(f"{kv_format}: beam scores {cold.sequences_scores.tolist()}, exact {exact.tolist()}")
+            torch.testing.assert_close(cold.sequences_scores, exact, rtol=0.01, atol=0)
 
     def test_through_generate(self, model: PreTrainedModel, kv_format: str) -> None:
         rows = prompts([50, 33, 2 * CHUNK], shared=20)
