@@ -14,7 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels import PLAIN, ChunkPool, DecodeLanes, LaunchPlan, Step, Variant, attend
+from kvtrie.chunk_kernels import (
+    PLAIN,
+    ChunkPool,
+    DecodeLanes,
+    LaunchPlan,
+    Step,
+    Variant,
+    attend,
+    write_kv,
+    write_triton,
+)
 from kvtrie.prefix_tree.errors import UnsupportedModel
 
 NAME = "kvtrie"
@@ -58,7 +68,7 @@ class PoolAttention:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
     ) -> Tensor:
         """See `LayerAttention.attend`."""
-        self._pool.write(layer, self._step.write_at, key, value)
+        write_kv(self._pool, layer, self._step.write_at, key, value)
         out, _ = attend(query, self._pool, layer, self._step, scale, variant)
         return out
 
@@ -75,7 +85,7 @@ class LanesAttention:
     ) -> Tensor:
         """See `LayerAttention.attend`."""
         # Imported where it is needed: Triton is Linux only, and the CPU path does without.
-        from kvtrie.chunk_kernels.attend_triton import attend_triton, write_triton
+        from kvtrie.chunk_kernels.attend_triton import attend_triton
 
         pool = self._lanes.pool
         write_triton(pool, layer, self._lanes.write_at, key, value)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.chunk_kernels import ChunkPool
@@ -31,6 +32,9 @@ _LOG = logging.getLogger(__name__)
 
 _EXPONENTS = {"float32": ("<u4", 0x7F80_0000), "bfloat16": ("<u2", 0x7F80), "float16": ("<u2", 0x7C00)}
 """Element type as an unsigned word, and its exponent bits: all set in NaN and infinity, and only there."""
+
+_FP8_NAN = 0x7F
+"""float8_e4m3fn without its sign bit: the one pattern that is no number. It has no infinity."""
 
 
 class ChunkRecords:
@@ -143,9 +147,19 @@ class ChunkRecords:
 
     def _expect_finite(self, record: Record) -> None:
         """Nothing that is not finite is ever offered, and restored it would fail every request that reads it."""
-        word, exponent = _EXPONENTS[self._pool.shape.dtype]
-        if int((np.frombuffer(record.payload, word) & exponent).max()) == exponent:
-            raise RecordError("values", "the payload holds NaN or infinity")
+        shape = self._pool.shape
+        if not shape.is_quantised:
+            if not _is_finite(np.frombuffer(record.payload, np.uint8), shape.dtype):
+                raise RecordError("values", "the payload holds NaN or infinity")
+            return
+        vectors = shape.kv_heads * shape.chunk_tokens
+        decoded = self._codec.decode(record.payload)
+        for stored, dim in ((decoded.keys, shape.key_dim), (decoded.values, shape.value_dim)):
+            elements, scales = np.split(stored, [vectors * dim], axis=1)
+            if not _is_finite(np.ascontiguousarray(scales), "float32"):
+                raise RecordError("values", "a scale is NaN or infinity")
+            if shape.kv_format == "fp8" and bool(((elements & 0x7F) == _FP8_NAN).any()):
+                raise RecordError("values", "the payload holds NaN")
 
     def _announce(self, namespace: Namespace) -> None:
         if namespace.digest in self._announced:
@@ -159,3 +173,9 @@ class ChunkRecords:
         )
         if taken:
             self._announced.add(namespace.digest)
+
+
+def _is_finite(elements: npt.NDArray[np.uint8], dtype: str) -> bool:
+    """Whether contiguous bytes of this element type hold neither NaN nor infinity."""
+    word, exponent = _EXPONENTS[dtype]
+    return int((elements.view(word) & exponent).max()) != exponent

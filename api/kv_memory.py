@@ -38,7 +38,8 @@ class KvMemory:
         pin_budget_bytes: most bytes each scope may pin; None for no limit.
 
     Raises:
-        InputError: `memory_bytes` is less than two chunks, or KVTRIE_CHECK is neither 0 nor 1.
+        InputError: `memory_bytes` is less than two chunks, the device does not serve the shape or its KV format,
+            or KVTRIE_CHECK is neither 0 nor 1.
     """
 
     def __init__(

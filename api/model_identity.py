@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.prefix_tree import Namespace
+from kvtrie.prefix_tree.shape import FIDELITIES
 
 _VOLATILE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 """Config entries that do not change what the model computes, or that the namespace has a field for."""
@@ -40,11 +41,12 @@ class Digests:
 
 
 class ModelIdentity:
-    """Namespaces of one wrapped model."""
+    """Namespaces of one wrapped model, whose KV is stored in `kv_format`."""
 
-    def __init__(self, facts: ModelFacts, chunk_tokens: int) -> None:
+    def __init__(self, facts: ModelFacts, chunk_tokens: int, kv_format: str = "raw") -> None:
         self._facts = facts
         self._chunk_tokens = chunk_tokens
+        self._fidelity = FIDELITIES[kv_format]
         self._layout = facts.layout()
         self._config = _config_digest(facts.config)
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
@@ -70,6 +72,7 @@ class ModelIdentity:
                 kv_dtype=self._facts.dtype,
                 layout=self._layout,
                 chunk_tokens=self._chunk_tokens,
+                fidelity=self._fidelity,
             )
             self._namespaces[scope, salt, digests] = known
         return known

@@ -8,6 +8,7 @@ from kvtrie.chunk_kernels.reference import attend_reference
 from kvtrie.chunk_kernels.slots import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
+from kvtrie.chunk_kernels.write import write_kv, write_triton
 
 __all__ = [
     "PLAIN",
@@ -23,4 +24,6 @@ __all__ = [
     "attend_reference",
     "check_served",
     "prepare_step",
+    "write_kv",
+    "write_triton",
 ]

@@ -98,6 +98,8 @@ def attend_items(
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_VALUE_DIM], tl.float32)
+    if QUANTISED:
+        unit = tl.full([], 0.0, tl.float32)
     p_key_head = p_key + i_head.to(tl.int64) * kv_head_stride
     p_value_head = p_value + i_head.to(tl.int64) * value_head_stride
     for start in range(from_token, end_token, BLOCK_N):
@@ -133,7 +135,13 @@ def attend_items(
         shrink = tl.exp2(peak - anchor)
         total = total * shrink + tl.sum(weights, 1)
         if QUANTISED:
-            weights *= tl.load(p_value_scale + o_scale, mask=m_n, other=0.0)[None, :]
+            # In units of the largest scale so far: fp16 has no room for weights times small scales.
+            value_scale = tl.load(p_value_scale + o_scale, mask=m_n, other=0.0)
+            new_unit = tl.maximum(unit, tl.max(value_scale, 0))
+            divisor = tl.where(new_unit == 0.0, 1.0, new_unit)
+            weights *= (value_scale / divisor)[None, :]
+            shrink *= unit / divisor
+            unit = new_unit
         # [BLOCK_N, BLOCK_VALUE_DIM]
         value = tl.load(
             p_value_head + o_token[:, None] * VALUE_DIM + o_value[None, :],
@@ -143,6 +151,8 @@ def attend_items(
         acc = acc * shrink[:, None]
         acc += tl.dot(weights.to(query.dtype), value.to(query.dtype), input_precision=PRECISION)
         peak = new_peak
+    if QUANTISED:
+        acc *= unit
 
     if STORES_PARTIAL:
         partial_at = tl.load(p_item + 7)
@@ -194,50 +204,3 @@ def attend_items(
             out.to(p_out.dtype.element_ty),
             mask=m_row[:, None] & m_value[None, :],
         )
-
-
-@triton.jit
-def write_kv(
-    p_new_key,  # [rows, KV_HEADS, KEY_DIM]
-    p_new_value,  # [rows, KV_HEADS, VALUE_DIM]
-    p_key,  # [KV_HEADS, slots, CHUNK, KEY_DIM]
-    p_value,
-    p_write_at,  # int64 [rows]: slot * CHUNK + offset
-    key_row_stride,
-    key_head_stride,
-    value_row_stride,
-    value_head_stride,
-    pool_key_head_stride,
-    pool_value_head_stride,
-    KEY_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_KEY_DIM: tl.constexpr,
-    BLOCK_VALUE_DIM: tl.constexpr,
-):
-    """Scatters one row's new keys and values of one KV head into its slot. Grid `(rows, kv_heads)`."""
-    i_row = tl.program_id(0).to(tl.int64)
-    i_head = tl.program_id(1).to(tl.int64)
-    place = tl.load(p_write_at + i_row)
-    # An idle lane of a captured step.
-    if place < 0:
-        return
-    o_key = tl.arange(0, BLOCK_KEY_DIM)
-    o_value = tl.arange(0, BLOCK_VALUE_DIM)
-    key = tl.load(
-        p_new_key + i_row * key_row_stride + i_head * key_head_stride + o_key, mask=o_key < KEY_DIM, other=0.0
-    )
-    tl.store(
-        p_key + i_head * pool_key_head_stride + place * KEY_DIM + o_key,
-        key.to(p_key.dtype.element_ty),
-        mask=o_key < KEY_DIM,
-    )
-    value = tl.load(
-        p_new_value + i_row * value_row_stride + i_head * value_head_stride + o_value,
-        mask=o_value < VALUE_DIM,
-        other=0.0,
-    )
-    tl.store(
-        p_value + i_head * pool_value_head_stride + place * VALUE_DIM + o_value,
-        value.to(p_value.dtype.element_ty),
-        mask=o_value < VALUE_DIM,
-    )

@@ -1,7 +1,4 @@
-"""Launching the Triton kernels on CUDA and ROCm devices.
-
-`attend` goes through `attend_triton`; `write_triton` is proved, and the pool still writes with torch.
-"""
+"""Launching the Triton kernel of the two-phase attention on CUDA and ROCm devices."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kvtrie.chunk_kernels.attend_kernel import attend_items, write_kv
+from kvtrie.chunk_kernels.attend_kernel import attend_items
 from kvtrie.chunk_kernels.launch_plan import LaunchPlan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
@@ -38,7 +35,7 @@ def attend_triton(
     query = query.contiguous()
     rows, q_heads, _ = query.shape
     variant.check_heads(q_heads, query.device)
-    keys, values = pool.k[layer], pool.v[layer]
+    keys, values = pool.keys(layer), pool.values(layer)
     out = torch.empty(rows, q_heads, shape.value_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(rows, q_heads, dtype=torch.float32, device=query.device)
     partial_out = torch.empty(
@@ -54,10 +51,10 @@ def attend_triton(
             continue
         attend_items[count, shape.kv_heads](
             query,
-            keys,
-            values,
-            none,
-            none,
+            keys.elements,
+            values.elements,
+            none if keys.scale is None else keys.scale,
+            none if values.scale is None else values.scale,
             out,
             lse,
             partial_out,
@@ -74,9 +71,9 @@ def attend_triton(
             scale,
             0.0 if variant.softcap is None else variant.softcap,
             0 if variant.window is None else variant.window,
-            keys.stride(0),
-            values.stride(0),
-            0,
+            keys.elements.stride(0),
+            values.elements.stride(0),
+            0 if keys.scale is None else keys.scale.stride(0),
             STORES_PARTIAL=stores_partial,
             KV_HEADS=shape.kv_heads,
             GROUP=q_heads // shape.kv_heads,
@@ -91,33 +88,9 @@ def attend_triton(
             HAS_SOFTCAP=variant.softcap is not None,
             HAS_ALIBI=variant.slopes is not None,
             HAS_SINKS=variant.sinks is not None,
-            QUANTISED=False,
+            QUANTISED=keys.scale is not None,
             PRECISION="ieee" if torch.version.hip or query.dtype != torch.float32 else "tf32x3",
             num_warps=cut.num_warps,
             num_stages=cut.num_stages,
         )
     return out, lse
-
-
-def write_triton(pool: ChunkPool, layer: int, write_at: Tensor, key: Tensor, value: Tensor) -> None:
-    """Puts new tokens' keys `[rows, kv_heads, key_dim]` and values into their places, as `ChunkPool.write`."""
-    shape = pool.shape
-    keys, values = pool.k[layer], pool.v[layer]
-    write_kv[key.shape[0], shape.kv_heads](
-        key,
-        value,
-        keys,
-        values,
-        write_at,
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        keys.stride(0),
-        values.stride(0),
-        KEY_DIM=shape.key_dim,
-        VALUE_DIM=shape.value_dim,
-        BLOCK_KEY_DIM=triton.next_power_of_2(shape.key_dim),
-        BLOCK_VALUE_DIM=triton.next_power_of_2(shape.value_dim),
-        num_warps=1,
-    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtrie.prefix_tree.plan import Plan
-from kvtrie.prefix_tree.shape import DTYPE_BYTES, ChunkShape
+from kvtrie.prefix_tree.shape import ChunkShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Cutting(NamedTuple):
 
 
 def token_bytes(shape: ChunkShape) -> int:
-    """Bytes of one token's keys and values under one KV head."""
-    return (shape.key_dim + shape.value_dim) * DTYPE_BYTES[shape.dtype]
+    """Bytes of one token's key and value under one KV head, scales included."""
+    return (shape.key_bytes + shape.value_bytes) // (shape.kv_heads * shape.chunk_tokens)
 
 
 def pair_bytes(shape: ChunkShape) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ def attend_reference(
         rows = query[first_row : first_row + sequence.rows].float()
         first_row += sequence.rows
         total = sequence.context_tokens + sequence.rows
-        keys = pool.k[layer][:, list(sequence.slots)].flatten(1, 2)[:, :total].float()
-        values = pool.v[layer][:, list(sequence.slots)].flatten(1, 2)[:, :total].float()
+        take = partial(_tokens, sequence)
+        keys = pool.keys(layer, torch.float32).read(take)
+        values = pool.values(layer, torch.float32).read(take)
         group = rows.shape[1] // keys.shape[0]
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
         scores = torch.einsum("rhd,htd->hrt", rows, keys) * scale
@@ -53,3 +55,9 @@ def attend_reference(
         lses.append(torch.logsumexp(scores, -1).T)
         outs.append(torch.einsum("hrt,htd->rhd", torch.softmax(scores, -1), values))
     return torch.cat(outs), torch.cat(lses)
+
+
+def _tokens(sequence: StepSequence, stored: Tensor) -> Tensor:
+    """The sequence's tokens of a layer, `[kv_heads, tokens, dim]`."""
+    total = sequence.context_tokens + sequence.rows
+    return stored[:, list(sequence.slots)].flatten(1, 2)[:, :total]

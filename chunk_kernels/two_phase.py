@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvtrie.chunk_kernels.partial import composed_attention, merge, partial_attention, with_sinks
 from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.quantise import StoredLayer
 from kvtrie.chunk_kernels.step import Step
 from kvtrie.chunk_kernels.torch_work import CausalItem, RunItem, SlabItem, Span, torch_work
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
@@ -28,7 +29,7 @@ def attend_two_phase(
     variant.check_heads(q_heads, query.device)
     out = torch.zeros(rows, q_heads, pool.shape.value_dim, dtype=torch.float32, device=query.device)
     lse = torch.full((rows, q_heads), -torch.inf, dtype=torch.float32, device=query.device)
-    keys, values = pool.k[layer], pool.v[layer]
+    keys, values = pool.keys(layer), pool.values(layer)
     where: Tensor | slice
     for item in varied_items(step, variant):
         if isinstance(item, SlabItem):
@@ -58,7 +59,9 @@ def attend_two_phase(
     return out.to(query.dtype), lse
 
 
-def _run(query: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) -> tuple[Tensor, Tensor]:
+def _run(
+    query: Tensor, keys: StoredLayer, values: StoredLayer, span: Span, scale: float
+) -> tuple[Tensor, Tensor]:
     """Rows and query-group heads share the same keys, so both go into one dimension: fewer, taller tiles."""
     rows, q_heads, key_dim = query.shape
     kv_heads = keys.shape[0]
@@ -71,7 +74,7 @@ def _run(query: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float) 
 
 
 def _causal(
-    query: Tensor, keys: Tensor, values: Tensor, item: CausalItem, scale: float
+    query: Tensor, keys: StoredLayer, values: StoredLayer, item: CausalItem, scale: float
 ) -> tuple[Tensor, Tensor]:
     out, lse = partial_attention(
         query.transpose(0, 1)[None],
@@ -83,7 +86,9 @@ def _causal(
     return out[0].transpose(0, 1).float(), lse[0].transpose(0, 1)
 
 
-def _slab(query: Tensor, keys: Tensor, values: Tensor, item: SlabItem, scale: float) -> tuple[Tensor, Tensor]:
+def _slab(
+    query: Tensor, keys: StoredLayer, values: StoredLayer, item: SlabItem, scale: float
+) -> tuple[Tensor, Tensor]:
     sequences, q_heads, key_dim = query.shape
     grouped = query.view(sequences, keys.shape[0], -1, key_dim)
     out, lse = partial_attention(
@@ -93,7 +98,7 @@ def _slab(query: Tensor, keys: Tensor, values: Tensor, item: SlabItem, scale: fl
 
 
 def _dense(
-    query: Tensor, keys: Tensor, values: Tensor, item: DenseItem, scale: float, variant: Variant
+    query: Tensor, keys: StoredLayer, values: StoredLayer, item: DenseItem, scale: float, variant: Variant
 ) -> tuple[Tensor, Tensor]:
     mask = item.mask
     if variant.slopes is not None:
@@ -113,7 +118,7 @@ def _dense(
 
 
 def _dense_slab(
-    query: Tensor, keys: Tensor, values: Tensor, item: DenseSlab, scale: float, variant: Variant
+    query: Tensor, keys: StoredLayer, values: StoredLayer, item: DenseSlab, scale: float, variant: Variant
 ) -> tuple[Tensor, Tensor]:
     sequences, q_heads, key_dim = query.shape
     grouped = query.view(sequences, keys.shape[0], -1, key_dim)
@@ -133,25 +138,33 @@ def _dense_slab(
     return out.reshape(sequences, q_heads, -1), lse.reshape(sequences, q_heads)
 
 
-def tokens_of(chunks: Tensor, span: Span) -> Tensor:
+def tokens_of(chunks: StoredLayer, span: Span) -> Tensor:
     """A span as `[kv_heads, tokens, dim]`: a view where its slots are adjacent, else a gather."""
-    if span.adjacent:
-        found = chunks[:, span.slots[0] : span.slots[0] + len(span.slots)]
-    else:
-        found = chunks[:, list(span.slots)]
-    return found.flatten(1, 2)[:, span.offset : span.offset + span.tokens]
+
+    def take(stored: Tensor) -> Tensor:
+        if span.adjacent:
+            found = stored[:, span.slots[0] : span.slots[0] + len(span.slots)]
+        else:
+            found = stored[:, list(span.slots)]
+        return found.flatten(1, 2)[:, span.offset : span.offset + span.tokens]
+
+    return chunks.read(take)
 
 
-def _slab_tokens(chunks: Tensor, item: SlabItem) -> Tensor:
+def _slab_tokens(chunks: StoredLayer, item: SlabItem) -> Tensor:
     """Private runs side by side, `[sequences, kv_heads, tokens, dim]`."""
     sequences = item.rows.shape[0]
-    kv_heads, _, chunk_tokens, dim = chunks.shape
-    if item.stride is None:
-        found = chunks.index_select(1, item.slots).view(kv_heads, sequences, -1, dim).transpose(0, 1)
-    else:
-        found = chunks.as_strided(
-            (sequences, kv_heads, item.chunks * chunk_tokens, dim),
-            (item.stride * chunks.stride(1), chunks.stride(0), dim, 1),
-            chunks.storage_offset() + item.first_slot * chunks.stride(1),
-        )
-    return found[:, :, : item.tokens]
+
+    def take(stored: Tensor) -> Tensor:
+        kv_heads, _, chunk_tokens, dim = stored.shape
+        if item.stride is None:
+            found = stored.index_select(1, item.slots).view(kv_heads, sequences, -1, dim).transpose(0, 1)
+        else:
+            found = stored.as_strided(
+                (sequences, kv_heads, item.chunks * chunk_tokens, dim),
+                (item.stride * stored.stride(1), stored.stride(0), dim, 1),
+                stored.storage_offset() + item.first_slot * stored.stride(1),
+            )
+        return found[:, :, : item.tokens]
+
+    return chunks.read(take)

@@ -1,8 +1,10 @@
 """How one chunk's keys and values are laid out in a record's payload.
 
 The `raw` layout, per layer: keys `[kv_heads, chunk_tokens, key_dim]`, then values `[kv_heads,
-chunk_tokens, value_dim]`, C order, little-endian elements (bfloat16 as its 2 raw bytes). Codecs move
-bytes and never look at elements, so a bfloat16 that NumPy cannot name passes through bit for bit.
+chunk_tokens, value_dim]`, C order, little-endian elements (bfloat16 as its 2 raw bytes). Where the pool
+is quantised an element is one byte, and the keys are followed by their scales, fp32 `[kv_heads,
+chunk_tokens]`, before the values come, and those by theirs. Codecs move bytes and never look at
+elements, so a bfloat16 that NumPy cannot name passes through bit for bit.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ class KeysValues(NamedTuple):
     """One chunk's bytes; the caller reinterprets them in its dtype with `.view(...)`."""
 
     keys: ByteArray
-    """uint8 `[layers, key_bytes]`."""
+    """uint8 `[layers, key_bytes]`: elements, then their scales where there are any."""
     values: ByteArray
-    """uint8 `[layers, value_bytes]`."""
+    """uint8 `[layers, value_bytes]`, likewise."""
 
 
 class Codec(Protocol):

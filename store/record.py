@@ -31,13 +31,20 @@ HEADER_BYTES = HEADER.size
 TRAILER_BYTES = 16
 DIGEST_BYTES = 32
 DTYPE_IDS = {"float32": 1, "bfloat16": 2, "float16": 3}
+"""Low byte of the dtype field: what the model computes with."""
+FORMAT_IDS = {"raw": 0, "int8": 1, "fp8": 2}
+"""High byte of the dtype field: how elements are stored. Older readers refuse all but `raw`, as `dtype`."""
 NO_DTYPE = 0
 CODEC_IDS = (NO_CODEC, RawCodec.id)
 STORE_KEY_BYTES = range(16, 65)
 """Lengths a store key may have: below 16 bytes it can be guessed, above 64 BLAKE2b does not take it."""
 
 _MAC_PERSON = b"kvtrie record 1"
-_DTYPES = {identifier: dtype for dtype, identifier in DTYPE_IDS.items()}
+_DTYPES = {
+    identifier | format_id << 8: (dtype, kv_format)
+    for dtype, identifier in DTYPE_IDS.items()
+    for kv_format, format_id in FORMAT_IDS.items()
+}
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -82,7 +89,7 @@ def encode_record(record: Record, store_key: bytes | None = None) -> bytes:
         VERSION,
         0 if store_key is None else FLAG_MAC,
         record.codec,
-        NO_DTYPE if shape is None else DTYPE_IDS[shape.dtype],
+        NO_DTYPE if shape is None else DTYPE_IDS[shape.dtype] | FORMAT_IDS[shape.kv_format] << 8,
         record.namespace,
         record.key,
         record.parent_key,
@@ -184,7 +191,8 @@ def expect_record(
     # The tokens themselves are someone's prompt: they do not go into an error message.
     if record.tokens != tokens:
         raise RecordError("tokens", f"record {record.key.hex()} holds other tokens than were asked for")
-    if record.shape is None or record.shape.dtype != shape.dtype:
+    found_shape = record.shape
+    if found_shape is None or (found_shape.dtype, found_shape.kv_format) != (shape.dtype, shape.kv_format):
         raise RecordError("dtype", f"record has {record.shape}, asked for {shape}")
     if record.shape != shape:
         raise RecordError("shape", f"record has {record.shape}, asked for {shape}")
@@ -248,9 +256,9 @@ def _shape(
     if dtype_id == NO_DTYPE and not any((layers, kv_heads, chunk_tokens, key_dim, value_dim)):
         return None
     if dtype_id not in _DTYPES:
-        raise RecordError("dtype", f"dtype id {dtype_id}, known are {DTYPE_IDS}")
+        raise RecordError("dtype", f"dtype id {dtype_id:#x}, known are {_DTYPES}")
     try:
-        return ChunkShape(layers, kv_heads, chunk_tokens, key_dim, value_dim, _DTYPES[dtype_id])
+        return ChunkShape(layers, kv_heads, chunk_tokens, key_dim, value_dim, *_DTYPES[dtype_id])
     except InputError as error:
         raise RecordError("shape", str(error)) from error
 

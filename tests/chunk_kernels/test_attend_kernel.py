@@ -10,11 +10,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from kvtrie.chunk_kernels import PLAIN, StepSequence, Variant, prepare_step
-from kvtrie.chunk_kernels.attend_triton import attend_triton, write_triton
+from kvtrie.chunk_kernels import PLAIN, Variant, prepare_step
+from kvtrie.chunk_kernels.attend_triton import attend_triton
 from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
-from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
+from tests.chunk_kernels.forests import random_forest, random_pool
 from tests.chunk_kernels.oracle import oracle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,20 +100,3 @@ def test_variants(variant: Variant) -> None:
 def test_tilings_agree(block_m: int) -> None:
     tiling = Tiling(block_m=block_m, block_n=16)
     compare(Case(2, 3, 32, 32), 5, adjacent=True, tiling=tiling)
-
-
-def test_new_keys_and_values_land_in_their_slots() -> None:
-    torch.manual_seed(0)
-    pool = random_pool(2, 24, 40, device=DEVICE)
-    expected = random_pool(2, 24, 40, device=DEVICE)
-    expected.k.copy_(pool.k)
-    expected.v.copy_(pool.v)
-    sequences = [StepSequence([3, 9], CHUNK - 2, 5), StepSequence([4], 0, 1)]
-    step = prepare_step(sequences, pool)
-    # As the model hands them over: heads first, transposed, not contiguous.
-    key = torch.randn(2, 6, 24, device=DEVICE).transpose(0, 1)
-    value = torch.randn(2, 6, 40, device=DEVICE).transpose(0, 1)
-    write_triton(pool, 1, step.write_at, key, value)
-    expected.write(1, step.write_at, key, value)
-    assert torch.equal(pool.k, expected.k)
-    assert torch.equal(pool.v, expected.v)

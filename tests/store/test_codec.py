@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvtrie.prefix_tree.errors import InputError, RecordError
-from kvtrie.prefix_tree.shape import DTYPE_BYTES, ChunkShape
+from kvtrie.prefix_tree.shape import DTYPE_BYTES, KV_FORMATS, ChunkShape
 from kvtrie.store import Codec, RawCodec
 
 
@@ -19,9 +19,10 @@ def arrays(shape: ChunkShape, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BYTES))
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 2, 5, 7, 3), (2, 4, 16, 8, 8)])
-def test_round_trip(dtype: str, sizes: tuple[int, ...]) -> None:
-    shape = ChunkShape(*sizes, dtype=dtype)
+def test_round_trip(dtype: str, kv_format: str, sizes: tuple[int, ...]) -> None:
+    shape = ChunkShape(*sizes, dtype=dtype, kv_format=kv_format)
     codec: Codec = RawCodec(shape)
     keys, values = arrays(shape)
     payload = codec.encode(keys, values)
@@ -41,6 +42,26 @@ def test_the_layout_is_the_documented_one() -> None:
     decoded = RawCodec(shape).decode(payload)
     np.testing.assert_array_equal(decoded.keys.view("<f4").reshape(keys.shape), keys)
     np.testing.assert_array_equal(decoded.values.view("<f4").reshape(values.shape), values)
+
+
+def test_the_quantised_layout_is_the_documented_one() -> None:
+    """Read by hand: elements, their scales, and only then the values."""
+    shape = ChunkShape(
+        2, kv_heads=2, chunk_tokens=3, key_dim=4, value_dim=5, dtype="float16", kv_format="int8"
+    )
+    keys = np.arange(2 * 2 * 3 * 4, dtype="i1").reshape(2, 2, 3, 4)
+    key_scales = np.arange(2 * 2 * 3, dtype="<f4").reshape(2, 2, 3)
+    values = -np.arange(2 * 2 * 3 * 5, dtype="i1").reshape(2, 2, 3, 5)
+    value_scales = -key_scales
+    rows = [
+        np.concatenate([part.reshape(2, -1).view(np.uint8) for part in parts], axis=1)
+        for parts in ((keys, key_scales), (values, value_scales))
+    ]
+    payload = RawCodec(shape).encode(*rows)
+    assert payload == b"".join(
+        part[layer].tobytes() for layer in range(2) for part in (keys, key_scales, values, value_scales)
+    )
+    assert len(payload) == 2 * (2 * 3 * (4 + 4) + 2 * 3 * (5 + 4))
 
 
 def test_decoding_copies_nothing_and_cannot_change_the_record() -> None:

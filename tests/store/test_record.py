@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvtrie.prefix_tree.errors import InputError, RecordError
 from kvtrie.prefix_tree.keys import as_tokens, chunk_keys, path_digests
 from kvtrie.prefix_tree.namespace import Namespace
-from kvtrie.prefix_tree.shape import DTYPE_BYTES, ChunkShape
+from kvtrie.prefix_tree.shape import DTYPE_BYTES, KV_FORMATS, ChunkShape
 from kvtrie.store import (
     RawCodec,
     Record,
@@ -25,7 +25,7 @@ from kvtrie.store import (
     encode_record,
     expect_record,
 )
-from kvtrie.store.record import DTYPE_IDS, HEADER_BYTES, TRAILER_BYTES, _trailer
+from kvtrie.store.record import DTYPE_IDS, FORMAT_IDS, HEADER_BYTES, TRAILER_BYTES, _trailer
 
 SHAPE = ChunkShape(layers=2, kv_heads=1, chunk_tokens=4, key_dim=2, value_dim=1, dtype="float16")
 NAMESPACE = Namespace(scope="tenant:acme", weights="ab" * 32, chunk_tokens=4)
@@ -97,13 +97,16 @@ def test_decoding_does_not_copy_the_payload() -> None:
     key_dim=st.integers(1, 4),
     value_dim=st.integers(1, 4),
     dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+    kv_format=st.sampled_from(KV_FORMATS),
     depth=st.integers(2, 2**32 - 1),
     created=st.integers(0, 2**64 - 1),
     data=st.data(),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_record_round_trips(layers, heads, chunk_tokens, key_dim, value_dim, dtype, depth, created, data):
-    shape = ChunkShape(layers, heads, chunk_tokens, key_dim, value_dim, dtype)
+def test_any_record_round_trips(
+    layers, heads, chunk_tokens, key_dim, value_dim, dtype, kv_format, depth, created, data
+):
+    shape = ChunkShape(layers, heads, chunk_tokens, key_dim, value_dim, dtype, kv_format)
     tokens = data.draw(st.lists(st.integers(0, 2**31 - 1), min_size=chunk_tokens, max_size=chunk_tokens))
     record = Record(
         namespace=data.draw(st.binary(min_size=32, max_size=32)),
@@ -167,6 +170,9 @@ def test_every_changed_header_byte_is_rejected_even_where_the_checksum_is_made_t
         (12, "<H", 77, "codec"),
         (14, "<H", 0, "dtype"),
         (14, "<H", 9, "dtype"),
+        (14, "<H", 0x0100, "dtype"),
+        (14, "<H", 0x0301, "dtype"),
+        (14, "<H", 0x0103, "length"),
         (112, "<I", 1, "parent"),
         (116, "<I", 0xFFFFFFFF, "truncated"),
         (116, "<I", 3, "length"),
@@ -252,6 +258,7 @@ class TestStoreKey:
         ("depth", 3, "depth"),
         ("tokens", bytes(16), "tokens"),
         ("shape", dataclasses.replace(SHAPE, dtype="bfloat16"), "dtype"),
+        ("shape", dataclasses.replace(SHAPE, kv_format="int8"), "dtype"),
         ("shape", dataclasses.replace(SHAPE, kv_heads=2), "shape"),
     ],
 )
@@ -306,6 +313,27 @@ def test_a_record_that_contradicts_itself_is_not_written(change: dict[str, objec
 def test_every_dtype_has_an_id() -> None:
     assert DTYPE_IDS.keys() == DTYPE_BYTES.keys()
     assert len(set(DTYPE_IDS.values())) == len(DTYPE_IDS)
+
+
+def test_every_format_has_an_id_of_a_byte_and_raw_adds_nothing() -> None:
+    assert FORMAT_IDS.keys() == set(KV_FORMATS)
+    assert len(set(FORMAT_IDS.values())) == len(FORMAT_IDS)
+    assert max((*FORMAT_IDS.values(), *DTYPE_IDS.values())) < 256
+    assert FORMAT_IDS["raw"] == 0
+
+
+def test_int8_and_fp8_differ_only_in_the_dtype_field_and_are_not_taken_for_each_other() -> None:
+    """Their payloads are of one size: nothing but the header tells them apart."""
+    shapes = [dataclasses.replace(SHAPE, kv_format=kv_format) for kv_format in ("int8", "fp8")]
+    payload = bytes(shapes[0].chunk_bytes)
+    int8, fp8 = (encode_record(dataclasses.replace(SECOND, shape=shape, payload=payload)) for shape in shapes)
+    assert int8[14:16] == bytes([3, 1])
+    assert fp8[14:16] == bytes([3, 2])
+    assert (int8[:14], int8[16:-TRAILER_BYTES]) == (fp8[:14], fp8[16:-TRAILER_BYTES])
+    expect_record(decode_record(int8), **{**WANTED, "shape": shapes[0]})
+    with pytest.raises(RecordError) as caught:
+        expect_record(decode_record(int8), **{**WANTED, "shape": shapes[1]})
+    assert caught.value.reason == "dtype"
 
 
 class TestNamespaceRecord:

@@ -1,14 +1,17 @@
 """The golden file: bytes that kvtrie wrote once must be read, and written, for ever.
 
-python tests/store/test_record_golden.py > record_v1.bin     writes what the code writes now
+python tests/store/test_record_golden.py > record_v1.bin          writes what the code writes now
+python tests/store/test_record_golden.py int8 > record_v1_int8.bin
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import xxhash
 
 from kvtrie.prefix_tree.keys import as_tokens, chunk_keys, path_digests
@@ -41,6 +44,36 @@ def golden_record() -> Record:
         payload=bytes(range(0x80, 0x80 + shape.chunk_bytes)),
         created_at_seconds=1_700_000_000,
     )
+
+
+GOLDEN_INT8 = GOLDEN.with_name("record_v1_int8.bin")
+GOLDEN_INT8_SHA256 = "d2008c3e2ae63086b9280ca7699d0f427eadf03beeeb0be3828c34d9fb6bd323"
+
+
+def golden_int8_record() -> Record:
+    """The same chunk from an int8 pool."""
+    record = golden_record()
+    assert record.shape is not None
+    shape = replace(record.shape, kv_format="int8")
+    scales = np.array([0.5, 0.0, 2.0**-20], "<f4").tobytes()
+    # Two layers: six key elements and three scales, three value elements and three scales.
+    layers = [bytes(range(first, first + 6)) + scales + b"\x81\x00\x7f" + scales for first in (0, 0xF0)]
+    return replace(record, shape=shape, payload=b"".join(layers))
+
+
+def test_the_golden_files_of_quantised_chunks() -> None:
+    data = GOLDEN_INT8.read_bytes()
+    assert hashlib.sha256(data).hexdigest() == GOLDEN_INT8_SHA256
+    assert encode_record(golden_int8_record()) == data
+    assert decode_record(data) == golden_int8_record()
+    # Offsets of docs/records.md, read without the code that writes them.
+    assert data[14:16] == bytes([2, 1])  # dtype: bfloat16, stored as int8
+    assert int.from_bytes(data[144:152], "little") == 2 * (6 + 12 + 3 + 12)  # payload bytes
+    payload = data[172:-16]
+    assert payload[:6] == bytes(range(6))
+    assert np.frombuffer(payload[6:18], "<f4").tolist() == [0.5, 0.0, 2.0**-20]
+    assert np.frombuffer(payload[18:21], "i1").tolist() == [-127, 0, 127]
+    assert payload[33:39] == bytes(range(0xF0, 0xF6))
 
 
 def test_the_golden_file_is_the_one_that_was_published() -> None:
@@ -88,4 +121,5 @@ def test_the_golden_file_is_laid_out_as_documented() -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(encode_record(golden_record()))
+    asked = golden_int8_record() if sys.argv[1:] == ["int8"] else golden_record()
+    sys.stdout.buffer.write(encode_record(asked))
