@@ -37,7 +37,7 @@ class Build:
     kernel: str
     """Name in `kvtrie.chunk_kernels.attend_kernel`."""
     types: dict[str, str]
-    """Triton type of each argument that is passed, e.g. `*bf16`; without an entry: `*fp32`, or `i64` if no pointer."""
+    """Triton type of each argument that is passed, e.g. `*bf16`; by default `*fp32`, or `i64` if no pointer."""
     constants: dict[str, Any]
     """Values of compile-time arguments; those the kernel does not have are left out."""
     num_warps: int

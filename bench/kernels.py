@@ -6,8 +6,8 @@
     all .......... sliding window, softcap, ALiBi and sinks at once
     int8, fp8 .... the same tiling over a quantised pool, where the target's table ships that format
 
-and one line per KV write. It exits with 1 where a build needs stack or local memory, spills, wants more shared memory
-than the target has, or does without tensor cores where the dtype has them.
+and one line per KV write. It exits with 1 where a build needs stack or local memory, spills, wants more shared
+memory than the target has, or does without tensor cores where the dtype has them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def entries_of(target: Target) -> Iterator[Entry]:
     # fp16 and bf16 compile alike; one of them is proof enough, and half the time.
     rows = [row for row in tuned_tilings(target.name) if row.dtype != "float16"]
     for row in rows:
-        narrower = max((r.most_dim for r in rows if r.dtype == row.dtype and r.most_dim < row.most_dim), default=0)
+        narrower = max(
+            (r.most_dim for r in rows if r.dtype == row.dtype and r.most_dim < row.most_dim), default=0
+        )
         for dims in HEAD_DIMS:
             if narrower < max(dims) <= row.most_dim:
                 yield from _attend_entries(target, row, dims)
@@ -111,7 +113,9 @@ def _dim_constants(dims: tuple[int, int]) -> dict[str, int]:
 
 def main() -> int:
     """Entry point of `python -m bench.kernels`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", choices=[target.name for target in TARGETS], help="one target only")
     args = parser.parse_args()
     entries = [

@@ -58,9 +58,10 @@ def attend_items(
     PRECISION: tl.constexpr,
 ):
     log2e: tl.constexpr = 1.4426950408889634
-    # tf32x3 keeps three copies of its operands in registers, and every warp holds the whole query tile: keys wider
-    # than 128 would spill. The query stays in the cache then and comes with the key, a stretch of the dims at a time.
+    # tf32x3 keeps several copies of its operands in registers, and every warp holds the whole query tile: keys
+    # wider than 128 would spill. The query stays in the cache then, and comes with the key a few dims at a time.
     KEY_STEP: tl.constexpr = 32 if PRECISION == "tf32x3" and KEY_DIM > 128 else BLOCK_KEY_DIM  # noqa: N806
+    dtype: tl.constexpr = p_query.dtype.element_ty
     i_item = tl.program_id(0)
     i_head = tl.program_id(1)
     # The grid covers a captured graph's capacity; the plan of the moment may have fewer items.
@@ -104,6 +105,8 @@ def attend_items(
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_VALUE_DIM], tl.float32)
+    if QUANTISED:
+        unit = tl.full([], 0.0, tl.float32)
     p_key_head = p_key + i_head.to(tl.int64) * kv_head_stride
     p_value_head = p_value + i_head.to(tl.int64) * value_head_stride
     for start in range(from_token, end_token, BLOCK_N):
@@ -118,7 +121,7 @@ def attend_items(
                 mask=m_key[:, None] & m_n[None, :],
                 other=0.0,
             )
-            scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
+            scores = tl.dot(query, key.to(dtype), input_precision=PRECISION)
         else:
             scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for first_dim in range(0, KEY_DIM, KEY_STEP):
@@ -135,7 +138,7 @@ def attend_items(
                     mask=(o_step < KEY_DIM)[:, None] & m_n[None, :],
                     other=0.0,
                 )
-                scores = tl.dot(stretch, key.to(stretch.dtype), scores, input_precision=PRECISION)
+                scores = tl.dot(stretch, key.to(dtype), scores, input_precision=PRECISION)
         scores *= scale
         if QUANTISED:
             o_scale = i_head.to(tl.int64) * scale_head_stride + o_token
@@ -158,7 +161,13 @@ def attend_items(
         shrink = tl.exp2(peak - anchor)
         total = total * shrink + tl.sum(weights, 1)
         if QUANTISED:
-            weights *= tl.load(p_value_scale + o_scale, mask=m_n, other=0.0)[None, :]
+            # In units of the largest scale so far: fp16 has no room for weights times small scales.
+            value_scale = tl.load(p_value_scale + o_scale, mask=m_n, other=0.0)
+            new_unit = tl.maximum(unit, tl.max(value_scale, 0))
+            divisor = tl.where(new_unit == 0.0, 1.0, new_unit)
+            weights *= (value_scale / divisor)[None, :]
+            shrink *= unit / divisor
+            unit = new_unit
         # [BLOCK_N, BLOCK_VALUE_DIM]
         value = tl.load(
             p_value_head + o_token[:, None] * VALUE_DIM + o_value[None, :],
@@ -166,8 +175,10 @@ def attend_items(
             other=0.0,
         )
         acc = acc * shrink[:, None]
-        acc += tl.dot(weights.to(p_query.dtype.element_ty), value.to(p_query.dtype.element_ty), input_precision=PRECISION)
+        acc += tl.dot(weights.to(dtype), value.to(dtype), input_precision=PRECISION)
         peak = new_peak
+    if QUANTISED:
+        acc *= unit
 
     if STORES_PARTIAL:
         partial_at = tl.load(p_item + 7)
