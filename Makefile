@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLD_TRITON := $(VENV)/triton-3.6.0
+KERNEL_TESTS := tests/chunk_kernels/test_attend_kernel.py tests/chunk_kernels/test_kernel_edges.py
 
 .PHONY: demo test check bench kernels clean
 
@@ -21,8 +23,11 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench
 
-kernels: $(READY)
+# Under the newest Triton (whose interpreter `make test` runs the kernels in), and under the oldest that we hold on to.
+kernels: $(READY) $(OLD_TRITON)/.ready
 	$(BIN)/python -m bench.kernels
+	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m bench.kernels
+	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest -q -n 2 $(KERNEL_TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
@@ -34,4 +39,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[all,dev]"
+	touch $@
+
+# Beside torch's own Triton, and before it on the path. Its interpreter breaks on NumPy 2.4.
+$(OLD_TRITON)/.ready: $(READY)
+	rm -rf $(OLD_TRITON)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLD_TRITON) triton==3.6.0 "numpy<2.4"
 	touch $@

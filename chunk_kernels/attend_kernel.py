@@ -58,6 +58,10 @@ def attend_items(
     PRECISION: tl.constexpr,
 ):
     log2e: tl.constexpr = 1.4426950408889634
+    # tf32x3 keeps several copies of its operands in registers, and every warp holds the whole query tile: keys
+    # wider than 128 would spill. The query stays in the cache then, and comes with the key a few dims at a time.
+    KEY_STEP: tl.constexpr = 32 if PRECISION == "tf32x3" and KEY_DIM > 128 else BLOCK_KEY_DIM  # noqa: N806
+    dtype: tl.constexpr = p_query.dtype.element_ty
     i_item = tl.program_id(0)
     i_head = tl.program_id(1)
     # The grid covers a captured graph's capacity; the plan of the moment may have fewer items.
@@ -83,10 +87,13 @@ def attend_items(
     m_key = o_key < KEY_DIM
     m_value = o_value < VALUE_DIM
     o_head = (caller_row * KV_HEADS * GROUP + head).to(tl.int64)
-    # [BLOCK_M, BLOCK_KEY_DIM]
-    query = tl.load(
-        p_query + o_head[:, None] * KEY_DIM + o_key[None, :], mask=m_row[:, None] & m_key[None, :], other=0.0
-    )
+    if KEY_STEP == BLOCK_KEY_DIM:
+        # [BLOCK_M, BLOCK_KEY_DIM]
+        query = tl.load(
+            p_query + o_head[:, None] * KEY_DIM + o_key[None, :],
+            mask=m_row[:, None] & m_key[None, :],
+            other=0.0,
+        )
 
     # Causality and the window cut whole blocks off both ends of the run.
     last = tl.max(tl.where(m_row, position, -1), 0) - start_position + 1
@@ -107,13 +114,32 @@ def attend_items(
         m_n = o_n < end_token
         slot = tl.load(p_slots + slots_at + o_n // CHUNK, mask=m_n, other=0).to(tl.int64)
         o_token = slot * CHUNK + o_n % CHUNK
-        # [BLOCK_KEY_DIM, BLOCK_N]
-        key = tl.load(
-            p_key_head + o_token[None, :] * KEY_DIM + o_key[:, None],
-            mask=m_key[:, None] & m_n[None, :],
-            other=0.0,
-        )
-        scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION) * scale
+        if KEY_STEP == BLOCK_KEY_DIM:
+            # [BLOCK_KEY_DIM, BLOCK_N]
+            key = tl.load(
+                p_key_head + o_token[None, :] * KEY_DIM + o_key[:, None],
+                mask=m_key[:, None] & m_n[None, :],
+                other=0.0,
+            )
+            scores = tl.dot(query, key.to(dtype), input_precision=PRECISION)
+        else:
+            scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for first_dim in range(0, KEY_DIM, KEY_STEP):
+                o_step = first_dim + tl.arange(0, KEY_STEP)
+                # [BLOCK_M, KEY_STEP]
+                stretch = tl.load(
+                    p_query + o_head[:, None] * KEY_DIM + o_step[None, :],
+                    mask=m_row[:, None] & (o_step < KEY_DIM)[None, :],
+                    other=0.0,
+                )
+                # [KEY_STEP, BLOCK_N]
+                key = tl.load(
+                    p_key_head + o_token[None, :] * KEY_DIM + o_step[:, None],
+                    mask=(o_step < KEY_DIM)[:, None] & m_n[None, :],
+                    other=0.0,
+                )
+                scores = tl.dot(stretch, key.to(dtype), scores, input_precision=PRECISION)
+        scores *= scale
         if QUANTISED:
             o_scale = i_head.to(tl.int64) * scale_head_stride + o_token
             scores *= tl.load(p_key_scale + o_scale, mask=m_n, other=0.0)[None, :]
@@ -149,7 +175,7 @@ def attend_items(
             other=0.0,
         )
         acc = acc * shrink[:, None]
-        acc += tl.dot(weights.to(query.dtype), value.to(query.dtype), input_precision=PRECISION)
+        acc += tl.dot(weights.to(dtype), value.to(dtype), input_precision=PRECISION)
         peak = new_peak
     if QUANTISED:
         acc *= unit

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,17 +44,30 @@ def tuned_tilings(target: str) -> tuple[TunedTiling, ...]:
     Raises:
         InputError: there is no table of that name.
     """
+    rows = []
+    for row in _table(target)["tilings"]:
+        keys = (row.pop("dtype"), row.pop("most_dim"), row.pop("most_pairs"))
+        rows.append(TunedTiling(*keys, Tiling(**row)))
+    return tuple(rows)
+
+
+def pool_formats(target: str) -> tuple[str, ...]:
+    """The `kv_format`s whose kernels ship for a target: `raw`, and those of quantised pools.
+
+    Raises:
+        InputError: there is no table of that name.
+    """
+    return tuple(_table(target)["pool_formats"])
+
+
+def _table(target: str) -> dict[str, Any]:
     path = TABLES / f"{target}.json"
     if not path.is_file():
         raise InputError(
             f"no tilings for {target!r}; there are {sorted(p.stem for p in TABLES.glob('*.json'))}"
         )
-    rows = []
-    for row in json.loads(path.read_text(encoding="utf-8"))["tilings"]:
-        keys = (row.pop("dtype"), row.pop("most_dim"), row.pop("most_pairs"))
-        row.pop("split_tokens", None)
-        rows.append(TunedTiling(*keys, Tiling(**row)))
-    return tuple(rows)
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
 
 
 def tiling_for(target: str, dtype: str, dim: int, pairs: int) -> Tiling:

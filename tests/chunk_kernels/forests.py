@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import torch
+
 from kvtrie.chunk_kernels import ChunkPool, StepSequence
 from kvtrie.prefix_tree import ChunkShape
 
@@ -18,6 +20,17 @@ def random_pool(
     pool.k.normal_()
     pool.v.normal_()
     return pool
+
+
+def poison_unused(pool: ChunkPool, sequences: list[StepSequence]) -> None:
+    """Makes every token of the pool NaN that no sequence sees."""
+    used = torch.zeros(pool.slots, CHUNK, dtype=torch.bool)
+    for sequence in sequences:
+        for at, slot in enumerate(sequence.slots):
+            used[slot, : max(0, sequence.context_tokens + sequence.rows - at * CHUNK)] = True
+    unused = ~used.to(pool.device)
+    pool.k[:, :, unused] = float("nan")
+    pool.v[:, :, unused] = float("nan")
 
 
 def random_forest(
