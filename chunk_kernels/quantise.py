@@ -1,7 +1,8 @@
 """Quantised keys and values in plain torch: one scale per token and KV head, absmax over the vector.
 
-As KIVI (arXiv 2402.02750) finds, a value's outliers stay within its token, which a scale per token suits; keys
-have outlier channels, which cost int8 little and would cost fewer bits much. `write_kernel.py` does the same.
+A scale per token needs no token but its own: what is written once never changes, whatever follows. KIVI (arXiv
+2402.02750) scales keys per channel instead, whose outliers then cost less; that pays below 8 bits, and
+`bench/quantisation.py` has what they cost here. `write_kernel.py` does the same on devices.
 """
 
 from __future__ import annotations

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kvtrie.chunk_kernels import ChunkPool
-from kvtrie.prefix_tree import ChunkShape
+from kvtrie.chunk_kernels.quantise import check_format
+from kvtrie.prefix_tree import ChunkShape, InputError
 from tests.chunk_kernels.forests import CHUNK
+
+
+def needs_fp8(kv_format: str, device: str) -> None:
+    """Skips a test of fp8 on a GPU that has none."""
+    if kv_format == "fp8" and device == "cuda":
+        try:
+            check_format(kv_format, torch.device(device))
+        except InputError as error:
+            pytest.skip(str(error))
 
 
 def quantised_pool(
@@ -21,6 +32,7 @@ def quantised_pool(
     value_spread: float = 1.0,
 ) -> ChunkPool:
     """A pool of two layers full of quantised noise; vectors differ in size, so that scales do."""
+    needs_fp8(kv_format, device)
     pool = ChunkPool(ChunkShape(2, kv_heads, CHUNK, key_dim, value_dim, dtype, kv_format), slots, device)
     tokens = slots * CHUNK
     for layer in range(2):

@@ -8,6 +8,7 @@ import torch
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, prepare_step, write_kv
 from kvtrie.chunk_kernels.write import write_triton
 from kvtrie.prefix_tree import ChunkShape, InputError
+from tests.chunk_kernels.quantised_pools import needs_fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHUNK = 8
@@ -16,6 +17,7 @@ ROWS = 40
 
 def pool_of(kv_format: str, dtype: str = "float32", device: str = DEVICE) -> ChunkPool:
     """A pool of two layers whose every byte is 7."""
+    needs_fp8(kv_format, device)
     pool = ChunkPool(ChunkShape(2, 2, CHUNK, 24, 40, dtype, kv_format), 12, device)
     for stored in stored_in(pool):
         stored.view(torch.uint8).fill_(7)
