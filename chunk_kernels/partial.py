@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE = -80.0
-"""Logarithm of a weight, relative to a row's largest, that fp32 cannot add to it. Such weights become 0 at once: ALiBi
-makes many that are subnormal, on which the exponential and the product take several times as long."""
+"""Logarithm of a weight, relative to a row's largest, that fp32 cannot add to it. Such weights become 0 at
+once: ALiBi makes many that are subnormal, on which the exponential and the product take several times as long."""
 
 
 def partial_attention(
