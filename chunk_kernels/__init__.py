@@ -7,9 +7,9 @@ from kvtrie.chunk_kernels.slots import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
-__all__ = [
-    "PLAIN",
+__all__ = [  # noqa: RUF022 -- plain order, as everywhere: constants are not set apart
     "ChunkPool",
+    "PLAIN",
     "SlotAllocator",
     "Step",
     "StepSequence",
