@@ -145,6 +145,12 @@ def model_facts(model: nn.Module) -> ModelFacts:
             f"KV shapes {sorted(set(probe.layers.values()))}; kvtrie needs all, of one shape"
         )
     _check_windows(kind, text, probe.windows)
+    if probe.has_softcap and text._attn_implementation == "sdpa":
+        # Transformers before 5.23 drops the softcap there without a word: cached and uncached would differ.
+        raise UnsupportedModel(
+            f"{kind} runs on sdpa, which leaves out the softcap its config asks for; load it with "
+            'attn_implementation="eager"'
+        )
     kv_heads, key_dim, value_dim, dtype = probe.layers[0]
     positions, limited_by = _max_positions(text)
     return ModelFacts(
@@ -163,17 +169,19 @@ def model_facts(model: nn.Module) -> ModelFacts:
 
 
 class _ShapeProbe:
-    """Notes every layer's KV shape and window; attends to the one token's own value."""
+    """Notes every layer's KV shape and variant; attends to the one token's own value."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[int, int, int, str]] = {}
         self.windows: dict[int, int | None] = {}
+        self.has_softcap = False
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
     ) -> Tensor:
         dtype = str(key.dtype).removeprefix("torch.")
         self.windows[layer] = variant.window
+        self.has_softcap |= variant.softcap is not None
         self.layers[layer] = (key.shape[1], key.shape[2], value.shape[2], dtype)
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
 

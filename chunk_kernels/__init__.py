@@ -10,12 +10,12 @@ from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
 from kvtrie.chunk_kernels.write import write_kv, write_triton
 
-__all__ = [
-    "PLAIN",
+__all__ = [  # noqa: RUF022 -- plain order, as everywhere: constants are not set apart
     "ChunkPool",
     "DecodeLanes",
     "LaneSequence",
     "LaunchPlan",
+    "PLAIN",
     "SlotAllocator",
     "Step",
     "StepSequence",

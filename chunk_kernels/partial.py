@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NEGLIGIBLE = -80.0
+"""Logarithm of a weight, relative to a row's largest, that fp32 cannot add to it. Such weights become 0 at
+once: ALiBi makes many that are subnormal, on which the exponential and the product take several times as long."""
+
 
 def partial_attention(
     query: Tensor,
@@ -73,10 +77,13 @@ def composed_attention(
     if causal:
         square = torch.ones(rows, tokens, dtype=torch.bool, device=query.device).triu_(1)
         scores = scores.masked_fill_(square, -torch.inf)
-    lse = torch.logsumexp(scores, -1)
-    weights = scores.sub_(finite(lse)[..., None]).exp_().view(batch, kv_heads, packed, tokens)
-    out = torch.matmul(weights, value.float()).view(batch, q_heads, rows, -1)
-    return out, lse
+    peak = scores.amax(-1) if tokens else scores.new_full(scores.shape[:-1], -torch.inf)
+    weights = torch.threshold_(scores.sub_(finite(peak)[..., None]), NEGLIGIBLE, -torch.inf).exp_()
+    total = weights.sum(-1)
+    out = torch.matmul(weights.view(batch, kv_heads, packed, tokens), value.float())
+    # A row with a key has a total of at least 1; the others' is 0, and so is their out.
+    out = out.view(batch, q_heads, rows, -1).div_(total.clamp_min(1.0)[..., None])
+    return out, peak + total.log()
 
 
 def merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:

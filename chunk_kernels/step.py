@@ -37,7 +37,7 @@ class Step:
     """A step over a pool. The caller's rows are the sequences' new tokens, one sequence after the other.
 
     Raises:
-        InputError: a sequence without rows, without room for its new tokens, or with a slot outside the pool.
+        InputError: no sequence, one without rows, without room for its new tokens, or with a slot outside the pool.
     """
 
     def __init__(self, sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
@@ -72,6 +72,8 @@ def caller_order(plan: Plan, sequences: Sequence[StepSequence]) -> list[int]:
 
 def _check(sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
     chunk = pool.shape.chunk_tokens
+    if not sequences:
+        raise InputError("a step needs at least one sequence")
     for sequence in sequences:
         needed = -(-(sequence.context_tokens + sequence.rows) // chunk)
         if sequence.rows < 1 or len(sequence.slots) < needed:

@@ -104,7 +104,7 @@ def _dense(
     if variant.slopes is not None:
         tokens = torch.arange(item.start, item.start + item.span.tokens, device=query.device)
         # [q_heads, rows, tokens]
-        bias = variant.slopes[:, None, None] * (tokens - item.positions[:, None])
+        bias = variant.slopes[:, None, None] * (tokens - item.positions[:, None]).float()
         mask = bias if mask is None else bias.add_(mask)
     out, lse = composed_attention(
         query.transpose(0, 1)[None],

@@ -34,7 +34,13 @@ CONFIGS = {
     "exaone4-window": lambda: hf.Exaone4Config(**_GQA, **_MIXED),
     "gemma": lambda: hf.GemmaConfig(**_GQA, **_WIDE_HEADS),
     "gemma2-window": lambda: hf.Gemma2Config(
-        **_GQA, **_WIDE_HEADS, **_WINDOW, query_pre_attn_scalar=24, attn_logit_softcapping=5.0
+        **_GQA,
+        **_WIDE_HEADS,
+        **_WINDOW,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=5.0,
+        # Older versions of transformers choose sdpa, which leaves the softcap out.
+        attn_implementation="eager",
     ),
     "gemma3-window": lambda: hf.Gemma3TextConfig(**_GQA, **_WIDE_HEADS, **_MIXED, query_pre_attn_scalar=24),
     "glm": lambda: hf.GlmConfig(**_GQA, **_WIDE_HEADS),

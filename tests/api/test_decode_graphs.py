@@ -17,7 +17,9 @@ pytest.importorskip("triton")
 from kvtrie.api import PrefixCachedModel, Sampling
 from kvtrie.api.decode_graphs import CudaCapture, DecodeGraphs
 from kvtrie.api.engine import EngineConfig
+from kvtrie.api.kv_memory import device_slot
 from kvtrie.api.request import Completion
+from tests.api.models import tiny_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VOCABULARY = 97
@@ -170,3 +172,30 @@ def test_graphs_of_another_model_are_dropped(model: Any) -> None:
         finally:
             with torch.no_grad():
                 weight.mul_(-1.0)
+
+
+def test_lanes_store_the_int8_that_ordinary_steps_store() -> None:
+    """By the kernel there, by torch here: the same elements, but for rounding that tips one over to the next."""
+    model, tokens, stored = tiny_model("llama-gqa").to(DEVICE), [], []
+    for captured in (False, True):
+        with PrefixCachedModel(
+            model,
+            memory="1MiB",
+            chunk_tokens=CHUNK,
+            kv_format="int8",
+            engine=EngineConfig(decode_graphs=False),
+        ) as cached:
+            if captured:
+                in_lanes(cached, most=2)
+            completions = [cached.submit([*SHARED, 90, i], max_new_tokens=10, eos=()) for i in range(2)]
+            cached.engine.run()
+            assert cached.stats().get("graph_steps", 0) == (9 if captured else 0)
+            tokens.append([completion.tokens for completion in completions])
+            pool, tree = cached.engine.memory.pool, cached.engine.memory.tree
+            slots = [device_slot(node) for node in tree.walk() if node.depth == 5]
+            assert len(slots) == 2, "a chunk each that decode steps have filled"
+            stored.append(pool.v[:, :, slots].cpu().int())
+    assert tokens[0] == tokens[1]
+    apart = (stored[0] - stored[1]).abs()
+    assert int(apart.max()) <= 1
+    assert float(apart.float().mean()) < 0.01

@@ -123,6 +123,14 @@ def test_layers_of_a_served_family(case: str, monkeypatch: pytest.MonkeyPatch) -
     assert model.config._attn_implementation != "kvtrie"
 
 
+def test_an_attention_of_its_own_that_leaves_the_softcap_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gemma2-window")
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+    with pytest.raises(UnsupportedModel, match=r'leaves out the softcap .*attn_implementation="eager"'):
+        PrefixCachedModel(model, memory="1MiB")
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_every_family_served_has_exactness_tests() -> None:
     assert {config().model_type for config in CONFIGS.values()} == FAMILIES
 

@@ -94,3 +94,14 @@ def test_a_query_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=says):
             attend(query, pool, 0, step, 1.0)
+
+
+def test_another_pool_s_step_or_a_layer_that_is_not_there_is_refused() -> None:
+    pool, other = random_pool(2, 32, 32), random_pool(2, 32, 32)
+    step, query = prepare_step([StepSequence([0], 3, 1)], pool), torch.randn(1, 2, 32)
+    with pytest.raises(InputError, match="another pool"):
+        attend(query, other, 0, step, 1.0)
+    with pytest.raises(InputError, match="layer 2 is outside"):
+        attend(query, pool, 2, step, 1.0)
+    with pytest.raises(InputError, match="at least one sequence"):
+        prepare_step([], pool)
