@@ -91,7 +91,16 @@ def _attend_entries(target: Target, row: TunedTiling, dims: tuple[int, int]) -> 
             yield Entry(
                 line,
                 column,
-                Build(target, "attend_items", types, constants, cut.num_warps, cut.num_stages, tensor_cores),
+                Build(
+                    target,
+                    "attend_items",
+                    types,
+                    constants,
+                    cut.num_warps,
+                    cut.num_stages,
+                    cut.max_registers,
+                    tensor_cores,
+                ),
             )
 
 
@@ -99,7 +108,7 @@ def _write_entry(target: Target, dtype: str, dims: tuple[int, int]) -> Entry:
     types = dict.fromkeys(("p_new_key", "p_new_value", "p_key", "p_value"), _TYPES[dtype])
     types["p_write_at"] = "*i64"
     line = f"{target.name:6} {dtype:8} dims {dims[0]:3}/{dims[1]:<3}  write"
-    return Entry(line, "plain", Build(target, "write_kv", types, _dim_constants(dims), 1, 1, False))
+    return Entry(line, "plain", Build(target, "write_kv", types, _dim_constants(dims), 1, 1, None, False))
 
 
 def _dim_constants(dims: tuple[int, int]) -> dict[str, int]:
