@@ -42,6 +42,7 @@ class Build:
     """Values of compile-time arguments; those the kernel does not have are left out."""
     num_warps: int
     num_stages: int
+    max_registers: int | None
     tensor_cores: bool
     """Whether it must have tensor-core instructions."""
 
@@ -86,7 +87,12 @@ def compile_ahead(build: Build) -> Compiled:
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget(target.backend, target.arch, target.warp_size),
         # Fused multiply-adds: the default of 3.6 to 3.9, which 3.9 warns of when it is not said.
-        options={"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True},
+        options={
+            "num_warps": build.num_warps,
+            "num_stages": build.num_stages,
+            "enable_fp_fusion": True,
+            **({} if build.max_registers is None else {"maxnreg": build.max_registers}),
+        },
     )
     look = _look_nvidia if target.backend == "cuda" else _look_amd
     registers, violations = look(compiled.asm, build.tensor_cores)

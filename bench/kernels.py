@@ -92,7 +92,16 @@ def _attend_entries(target: Target, row: TunedTiling, dims: tuple[int, int]) -> 
             yield Entry(
                 line,
                 column,
-                Build(target, "attend_items", types, constants, cut.num_warps, cut.num_stages, tensor_cores),
+                Build(
+                    target,
+                    "attend_items",
+                    types,
+                    constants,
+                    cut.num_warps,
+                    cut.num_stages,
+                    cut.max_registers,
+                    tensor_cores,
+                ),
             )
 
 
@@ -109,7 +118,7 @@ def _write_entries(target: Target, dtype: str, dims: tuple[int, int]) -> Iterato
             "LARGEST": LARGEST.get(pool_format, 0.0),
         }
         column = "plain" if is_raw else pool_format
-        yield Entry(line, column, Build(target, "write_kv", types, constants, 1, 1, False))
+        yield Entry(line, column, Build(target, "write_kv", types, constants, 1, 1, None, False))
 
 
 def _dim_constants(dims: tuple[int, int]) -> dict[str, int]:

@@ -92,5 +92,7 @@ def attend_triton(
             PRECISION="ieee" if torch.version.hip or query.dtype != torch.float32 else "tf32x3",
             num_warps=cut.num_warps,
             num_stages=cut.num_stages,
+            # Not an option of AMD's backend.
+            **({} if cut.max_registers is None or torch.version.hip else {"maxnreg": cut.max_registers}),
         )
     return out, lse

@@ -55,6 +55,8 @@ class Tiling:
     """Tokens per inner step, a power of two."""
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None
+    """Per thread, on NVIDIA. Unsaid, the assembler may put a few bytes on the stack to fit more programs."""
 
 
 @dataclass(frozen=True, slots=True)
