@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench kernels clean
+.PHONY: demo test check bench kernels gpu clean
 
 demo: $(READY)
 	$(BIN)/kvtrie demo
@@ -23,6 +23,10 @@ bench: $(READY)
 
 kernels: $(READY)
 	$(BIN)/python -m bench.kernels
+
+# DRY=1 goes through it without a GPU. On a bare machine with a GPU: python -m bench.gpu
+gpu: $(READY)
+	$(BIN)/python -m bench.gpu $(if $(DRY),--dry)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
