@@ -62,6 +62,19 @@ def _serving(entries: Entries) -> dict[str, Any]:
     return found
 
 
+def errors(sections: dict[str, Entries]) -> list[tuple[str, str]]:
+    """Name and reason of every task, and every peer of a row, that failed."""
+    found = []
+    for entries in sections.values():
+        for name, entry in entries.items():
+            result = entry.get("result") or {}
+            if "error" == entry["state"]:
+                found.append((name, entry["reason"]))
+            peers = {**result.get("peers", {}), result.get("peer", ""): result.get("outcome", {})}
+            found += [(f"{name} / {peer}", said["error"]) for peer, said in peers.items() if "error" in said]
+    return found
+
+
 def write(path: Path, document: dict[str, Any]) -> None:
     """All or nothing: a run that is cut off leaves the last whole document."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -249,10 +249,11 @@ def grid(scale: Scale = FULL) -> list[Shape]:
         levels("b1 L32768", "no regret", (1,), (32768,), scale),
         levels("b8 prefix 256 own 256", "no regret", (1, 8), (256, 256), scale),
     ]
-    # In the dry run one prefix stands for all: scaled down they are alike.
-    for prefix in (8192, 1024, 32768) if scale == FULL else (1024,):
+    # In the dry run one prefix and one suffix stand for all: scaled down they are alike.
+    whole = scale == FULL
+    for prefix in (8192, 1024, 32768) if whole else (1024,):
         for batch in (64, 256, 8):
-            for own in (128, 512, 2048):
+            for own in (128, 512, 2048) if whole else (512,):
                 name = f"cascade prefix {prefix} own {own} b{batch}"
                 rows.append(levels(name, "cascade", (1, batch), (prefix, own), scale))
     return rows
