@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.gpu import ceilings, ours
 from bench.gpu.peers import PEERS, SLOW_PEERS, Peer, Unfit, difference
-from bench.gpu.peers.peer import MOST_DIFFERENCE
+from bench.gpu.peers.peer import MOST_DIFFERENCE, Planned
 from bench.gpu.shapes import DRY, FULL, Ceilings, Shape, grid
 from bench.gpu.task import Context, Task
 
@@ -80,7 +80,8 @@ def _compared(context: Context, case: ours.Case, peer: Peer, out: Tensor) -> dic
         apart = difference(call(), out)
         if apart > MOST_DIFFERENCE:
             return {"error": f"its output differs from ours by {apart:.2g}; not timed", "difference": apart}
-        return {"difference": apart, **asdict(context.stopwatch.measure(call))}
+        found = {"difference": apart, **asdict(context.stopwatch.measure(call))}
+        return {**found, "plan_seconds": call.plan_seconds} if isinstance(call, Planned) else found
     except Unfit as error:
         return {"skipped": str(error)}
     except Exception as error:

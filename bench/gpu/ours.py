@@ -20,7 +20,7 @@ from bench.gpu.shapes import Shape
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, prepare_step
 from kvtrie.chunk_kernels.attend_triton import attend_triton
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
-from kvtrie.chunk_kernels.tilings import target_of, tilings_for, tuned_tilings
+from kvtrie.chunk_kernels.tilings import TunedTiling, target_of, tilings_for, tuned_tilings
 from kvtrie.prefix_tree import ChunkShape
 
 MOST_INTERPRETED_TOKENS = 160
@@ -137,9 +137,18 @@ def plan_seconds(case: Case, runs: int = 5) -> float:
     return median(times)
 
 
-def pairs_of(step: Any, group: int) -> tuple[int, int]:
-    """(row, group head) pairs by which a step's two launches choose their tilings."""
-    return step.rows * group, max(sequence.rows for sequence in step.sequences) * group
+def chosen(takes: Callable[[int], bool], tiling: Tiling) -> Callable[[Any, int], Tilings]:
+    """A step's tilings, with `tiling` in the launches whose (row, group head) pairs are taken."""
+
+    def choose(step: Any, group: int) -> Tilings:
+        usual = tilings_for(step, group)
+        most_rows = max(sequence.rows for sequence in step.sequences)
+        return Tilings(
+            partial=tiling if takes(step.rows * group) else usual.partial,
+            finish=tiling if takes(most_rows * group) else usual.finish,
+        )
+
+    return choose
 
 
 def _wait(device: torch.device) -> None:
@@ -151,13 +160,13 @@ __all__ = [
     "Case",
     "Tiling",
     "Tilings",
+    "TunedTiling",
     "attention",
     "build",
     "build_unshared",
+    "chosen",
     "launched",
-    "pairs_of",
     "plan_seconds",
     "target_of",
-    "tilings_for",
     "tuned_tilings",
 ]

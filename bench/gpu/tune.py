@@ -28,12 +28,11 @@ from bench.gpu.candidates import CLASSES, Class, candidates, shapes
 from bench.gpu.ours import (
     Case,
     Tiling,
-    Tilings,
+    TunedTiling,
     attention,
     build,
-    pairs_of,
+    chosen,
     target_of,
-    tilings_for,
     tuned_tilings,
 )
 from bench.gpu.peers import difference
@@ -74,7 +73,6 @@ def committed(which: Class, target: str) -> Tiling:
 def is_clean(which: Class, tiling: Tiling, target: str) -> list[str]:
     """What is wrong with a tiling as compiled ahead of time for a target; empty where nothing is."""
     from bench.kernels import TARGETS, compile_row
-    from kvtrie.chunk_kernels.tilings import TunedTiling
 
     found = [known for known in TARGETS if known.name == target]
     if not found:
@@ -93,23 +91,9 @@ def prepared(which: Class, tiling: Tiling, target: str, dry: bool) -> list[str]:
     if not wrong and not dry:
         device = torch.device("cuda", 0)
         for shape in shapes(which, FULL):
-            attention(build(shape, device, which.dtype), chooser(which, tiling))()
+            attention(build(shape, device, which.dtype), chosen(which.takes, tiling))()
         torch.cuda.synchronize()
     return wrong
-
-
-def chooser(which: Class, tiling: Tiling) -> Any:
-    """Tilings of a step with `tiling` in the launches of the class, the committed ones in others."""
-
-    def choose(step: Any, group: int) -> Tilings:
-        usual = tilings_for(step, group)
-        partial, finish = pairs_of(step, group)
-        return Tilings(
-            partial=tiling if which.takes(partial) else usual.partial,
-            finish=tiling if which.takes(finish) else usual.finish,
-        )
-
-    return choose
 
 
 def measure(context: Context, which: Class, target: str, clean: list[Tiling]) -> Measured:
@@ -117,7 +101,7 @@ def measure(context: Context, which: Class, target: str, clean: list[Tiling]) ->
     current = committed(which, target)
     dtype = "float16" if context.dry else which.dtype
     cases = [build(shape, context.device, dtype) for shape in shapes(which, DRY if context.dry else FULL)]
-    expected = [attention(case, chooser(which, current), stand_in=False)()[0] for case in cases]
+    expected = [attention(case, chosen(which.takes, current), stand_in=False)()[0] for case in cases]
     usual = [_seconds(context, case, which, current) for case in cases]
     best = Measured(which, current, 1.0, 0)
     tried = 0
@@ -127,7 +111,7 @@ def measure(context: Context, which: Class, target: str, clean: list[Tiling]) ->
         if tiling == current:
             continue
         try:
-            outs = [attention(case, chooser(which, tiling), stand_in=False)()[0] for case in cases]
+            outs = [attention(case, chosen(which.takes, tiling), stand_in=False)()[0] for case in cases]
             if any(difference(out, right) > MOST_DIFFERENCE for out, right in zip(outs, expected)):
                 print(f"  {tiling}: wrong output, left out")
                 continue
@@ -145,19 +129,19 @@ def measure(context: Context, which: Class, target: str, clean: list[Tiling]) ->
 
 
 def _seconds(context: Context, case: Case, which: Class, tiling: Tiling) -> float:
-    return context.stopwatch.measure(attention(case, chooser(which, tiling), stand_in=False)).seconds
+    return context.stopwatch.measure(attention(case, chosen(which.takes, tiling), stand_in=False)).seconds
 
 
 def table(target: str, found: list[Measured], described: dict[str, Any]) -> dict[str, Any]:
     """The target's table with the measured rows in place of the committed ones, in the committed file's form."""
-    chosen = {}
+    outcomes = {}
     for outcome in found:
         for dtype in ("bfloat16", "float16"):
-            chosen[dtype, outcome.which.dim, outcome.which.most_pairs] = outcome
+            outcomes[dtype, outcome.which.dim, outcome.which.most_pairs] = outcome
     rows, measured = [], []
     for row in tuned_tilings(target):
         key = (row.dtype, row.most_dim, row.most_pairs)
-        outcome = chosen.get(key)
+        outcome = outcomes.get(key)
         if outcome is not None and outcome.tried:
             measured.append(f"{row.dtype} dim {row.most_dim} {'narrow' if row.most_pairs else 'wide'}")
         tiling = outcome.tiling if outcome is not None else row.tiling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,25 +62,30 @@ class FlashInferCascade:
 
         shape, device = case.shape, case.pool.device
         levels = cascade_levels(case)
-        wrapper = flashinfer.MultiLevelCascadeAttentionWrapper(len(levels), pages.workspace(device), "NHD")
-        wrapper.plan(
-            [pages.int32(level.row_starts, device) for level in levels],
-            [pages.int32(level.page_starts, device) for level in levels],
-            [pages.int32(level.page_indices, device) for level in levels],
-            [pages.int32(level.last_page_tokens, device) for level in levels],
-            shape.q_heads,
-            shape.kv_heads,
-            shape.dim,
-            shape.chunk_tokens,
-            causal=shape.rows > 1,
-            sm_scale=case.scale,
-            q_data_type=case.pool.dtype,
-            kv_data_type=case.pool.dtype,
+        wrapper: Any = flashinfer.MultiLevelCascadeAttentionWrapper(
+            len(levels), pages.workspace(device), "NHD"
         )
+
+        def plan() -> None:
+            wrapper.plan(
+                [pages.int32(level.row_starts, device) for level in levels],
+                [pages.int32(level.page_starts, device) for level in levels],
+                [pages.int32(level.page_indices, device) for level in levels],
+                [pages.int32(level.last_page_tokens, device) for level in levels],
+                shape.q_heads,
+                shape.kv_heads,
+                shape.dim,
+                shape.chunk_tokens,
+                causal=shape.rows > 1,
+                sm_scale=case.scale,
+                q_data_type=case.pool.dtype,
+                kv_data_type=case.pool.dtype,
+            )
+
         stored = pages.pages_of(case)
 
         def call() -> Tensor:
             found: Tensor = wrapper.run(case.query, stored)
             return found
 
-        return call
+        return pages.planned(plan, call, device)

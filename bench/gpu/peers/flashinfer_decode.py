@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,28 +34,31 @@ class FlashInferDecode:
             indices += sequence.slots
             starts.append(len(indices))
             last.append(length - (len(sequence.slots) - 1) * shape.chunk_tokens)
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        wrapper: Any = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             # Its tensor-core path packs a query group into one tile, and is the faster one from 4 heads on.
             pages.workspace(device),
             "NHD",
             use_tensor_cores=shape.q_heads // shape.kv_heads >= 4,
         )
-        wrapper.plan(
-            pages.int32(starts, device),
-            pages.int32(indices, device),
-            pages.int32(last, device),
-            shape.q_heads,
-            shape.kv_heads,
-            shape.dim,
-            shape.chunk_tokens,
-            q_data_type=case.pool.dtype,
-            kv_data_type=case.pool.dtype,
-            sm_scale=case.scale,
-        )
+
+        def plan() -> None:
+            wrapper.plan(
+                pages.int32(starts, device),
+                pages.int32(indices, device),
+                pages.int32(last, device),
+                shape.q_heads,
+                shape.kv_heads,
+                shape.dim,
+                shape.chunk_tokens,
+                q_data_type=case.pool.dtype,
+                kv_data_type=case.pool.dtype,
+                sm_scale=case.scale,
+            )
+
         stored = pages.pages_of(case)
 
         def call() -> Tensor:
             found: Tensor = wrapper.run(case.query, stored)
             return found
 
-        return call
+        return pages.planned(plan, call, device)

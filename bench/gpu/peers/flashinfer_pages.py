@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.gpu.ours import Case
+from bench.gpu.peers.peer import Planned
 
 SKIP = "KVTRIE_BENCH_SKIP_FLASHINFER"
 """Set, to the reason, by the run whose build of FlashInfer's kernels did not end in time."""
@@ -41,6 +45,20 @@ def pages_of(case: Case) -> tuple[Tensor, Tensor]:
 def workspace(device: torch.device) -> Tensor:
     """Scratch memory of the size FlashInfer's planner wants for large batches."""
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+
+
+def planned(
+    plan: Callable[[], None], run: Callable[[], Tensor], device: torch.device, runs: int = 3
+) -> Planned:
+    """Plans several times, to know what that takes, and leaves the last plan to `run`."""
+    times = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        plan()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return Planned(run, median(times))
 
 
 def int32(values: Any, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,18 @@ MOST_DIFFERENCE = 1e-2
 
 class Unfit(Exception):
     """This peer cannot run this shape, and why: recorded as skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The call of a peer that plans each step on the host."""
+
+    run: Callable[[], Tensor]
+    plan_seconds: float
+    """Median host time of its plan, upload included."""
+
+    def __call__(self) -> Tensor:
+        return self.run()
 
 
 class Peer(Protocol):

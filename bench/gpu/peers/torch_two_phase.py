@@ -32,6 +32,8 @@ class Part:
     """The new tokens among themselves."""
     level: int
     """Which of the merged partials it fills."""
+    covers: bool
+    """All rows, in order: nothing needs gathering or scattering."""
 
 
 class TorchTwoPhase:
@@ -50,17 +52,28 @@ class TorchTwoPhase:
         if len(parts) > MOST_CALLS:
             raise Unfit(f"the forest is too uneven: {len(parts)} calls")
         total, depth = len(shape.leaves) * shape.rows, max(part.level for part in parts) + 1
-        outs = torch.zeros(depth, total, shape.q_heads, shape.dim, dtype=torch.float32, device=device)
-        lses = torch.full((depth, total, shape.q_heads), -torch.inf, device=device)
+        uneven = {part.level for part in parts if not part.covers}
+        # Rows that a level does not reach keep out 0 and lse -inf.
+        outs = {level: torch.zeros(total, shape.q_heads, shape.dim, device=device) for level in uneven}
+        lses = {level: torch.full((total, shape.q_heads), -torch.inf, device=device) for level in uneven}
 
         def call() -> Tensor:
+            found: dict[int, tuple[Tensor, Tensor]] = {}
             for part in parts:
+                out, lse = _partial(case, part)
+                if part.covers:
+                    found[part.level] = out, lse
+                    continue
                 rows = part.rows.flatten()
-                outs[part.level, rows], lses[part.level, rows] = _partial(case, part)
+                outs[part.level][rows], lses[part.level][rows] = out.float(), lse
+                found[part.level] = outs[part.level], lses[part.level]
             if depth == 1:
-                return outs[0].to(case.query.dtype)
-            weights = torch.softmax(lses, 0)
-            return (outs * weights[..., None]).sum(0).to(case.query.dtype)
+                return found[0][0].to(case.query.dtype)
+            weights = torch.softmax(torch.stack([found[level][1] for level in range(depth)]), 0)
+            merged = found[0][0] * weights[0, ..., None]
+            for level in range(1, depth):
+                merged.addcmul_(found[level][0].float(), weights[level, ..., None])
+            return merged.to(case.query.dtype)
 
         return call
 
@@ -94,6 +107,7 @@ def _parts(case: Case) -> list[Part]:
                 torch.stack([v for _, v in pairs]),
                 shape.rows > 1 and nodes[0] in leaves,
                 level,
+                [row for own in rows for row in own] == list(range(len(case.query))),
             )
         )
     return found
@@ -104,7 +118,8 @@ def _partial(case: Case, part: Part) -> tuple[Tensor, Tensor]:
     shape = case.shape
     nodes, rows = part.rows.shape
     group = shape.q_heads // shape.kv_heads
-    query = case.query[part.rows]  # [nodes, rows, q_heads, dim]
+    # [nodes, rows, q_heads, dim]
+    query = case.query.view(nodes, rows, *case.query.shape[1:]) if part.covers else case.query[part.rows]
     keys, values = part.keys, part.values
     if part.causal:
         query = query.transpose(1, 2)
@@ -124,7 +139,7 @@ def _partial(case: Case, part: Part) -> tuple[Tensor, Tensor]:
         )
     lse = lse[..., : query.shape[2]]
     if part.causal:
-        return out.transpose(1, 2).flatten(0, 1).float(), lse.transpose(1, 2).flatten(0, 1)
+        return out.transpose(1, 2).flatten(0, 1), lse.transpose(1, 2).flatten(0, 1)
     out = out.view(nodes, shape.kv_heads, rows, group, shape.dim).permute(0, 2, 1, 3, 4)
     lse = lse.reshape(nodes, shape.kv_heads, rows, group).permute(0, 2, 1, 3)
-    return out.reshape(-1, shape.q_heads, shape.dim).float(), lse.reshape(-1, shape.q_heads)
+    return out.reshape(-1, shape.q_heads, shape.dim), lse.reshape(-1, shape.q_heads)
