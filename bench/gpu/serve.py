@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from statistics import median
 from typing import Any
 
@@ -18,55 +18,17 @@ import torch
 from torch import Tensor
 
 from bench.gpu.task import Context, Task
+from bench.gpu.workload import (
+    LLAMA_8B,
+    TINY,
+    Workload,
+    batch_configurations,
+    build_model,
+    random_tokens,
+)
 
 LEAST_EQUAL = 0.9
 """Of first tokens, with and without reuse."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Who asks for what, of which model."""
-
-    layers: int = 32
-    hidden: int = 4096
-    q_heads: int = 32
-    kv_heads: int = 8
-    intermediate: int = 14336
-    vocabulary: int = 128256
-    dtype: str = "bfloat16"
-    requests: int = 64
-    system_prompts: int = 8
-    system_tokens: int = 2048
-    own_tokens: int = 64
-    new_tokens: int = 128
-    memory: str = "32GiB"
-    step_tokens: int = 4096
-    """Most prompt tokens per forward pass, ours and `generate_batch`'s alike."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of one request."""
-        return self.system_tokens + self.own_tokens
-
-
-LLAMA_8B = Workload()
-TINY = Workload(
-    layers=2,
-    hidden=64,
-    q_heads=4,
-    kv_heads=2,
-    intermediate=128,
-    vocabulary=512,
-    dtype="float32",
-    requests=4,
-    system_prompts=2,
-    system_tokens=64,
-    own_tokens=8,
-    new_tokens=4,
-    memory="64MiB",
-    step_tokens=128,
-)
-"""For the dry run, on the CPU."""
 
 
 def tasks(context: Context) -> Iterator[Task]:
@@ -86,25 +48,6 @@ def tasks(context: Context) -> Iterator[Task]:
         )
 
 
-def batch_configurations(workload: Workload) -> dict[str, dict[str, Any]]:
-    """Continuous batching with explicit sizes and shared pages; flash attention is taken where there is one."""
-    page = 256 if workload.system_tokens >= 256 else 16
-    per_request = -(-(workload.prompt_tokens + workload.new_tokens) // page) + 1
-    sizes = {
-        "page_size": page,
-        "num_blocks": workload.requests * per_request + 64,
-        "max_requests_per_batch": workload.requests,
-        "max_blocks_per_request": per_request + per_request % 2,
-        "allow_block_sharing": True,
-        "max_batch_tokens": max(workload.step_tokens, workload.requests),
-    }
-    return {
-        "graphs as it chooses": sizes,
-        "graphs on": {**sizes, "use_cuda_graph": True},
-        "large batches": {**sizes, "max_batch_tokens": 4 * sizes["max_batch_tokens"]},
-    }
-
-
 class Serving:
     """The model, built when first needed, and the outputs the gate compares."""
 
@@ -116,12 +59,12 @@ class Serving:
         self._reused: list[list[int]] | None = None
         generator = torch.Generator().manual_seed(1)
         self._systems = [
-            _tokens(workload, workload.system_tokens, generator) for _ in range(workload.system_prompts)
+            random_tokens(workload, workload.system_tokens, generator) for _ in range(workload.system_prompts)
         ]
         self._prompts, self._others = (
             [
                 self._systems[request * workload.system_prompts // workload.requests]
-                + _tokens(workload, workload.own_tokens, generator)
+                + random_tokens(workload, workload.own_tokens, generator)
                 for request in range(workload.requests)
             ]
             for _ in range(2)
@@ -186,9 +129,9 @@ class Serving:
                 engine=EngineConfig(step_tokens=self.workload.step_tokens),
             )
             generator = torch.Generator().manual_seed(2)
-            shared = [_tokens(self.workload, self.workload.system_tokens, generator) for _ in range(2)]
+            shared = [random_tokens(self.workload, self.workload.system_tokens, generator) for _ in range(2)]
             for request in range(self.workload.requests):
-                own = _tokens(self.workload, self.workload.own_tokens, generator)
+                own = random_tokens(self.workload, self.workload.own_tokens, generator)
                 self._cached.submit(shared[request % 2] + own, tenant="warm-up", max_new_tokens=4, eos=())
             self._cached.engine.run()
         return self._cached
@@ -270,7 +213,7 @@ class Serving:
             # The manager, its pages and graphs stay for the timed run; other prompts, so that no page is reused.
             generator = torch.Generator().manual_seed(3)
             warm = [
-                _tokens(self.workload, self.workload.prompt_tokens, generator)
+                random_tokens(self.workload, self.workload.prompt_tokens, generator)
                 for _ in range(max(2, self.workload.requests // 4))
             ]
             run(warm, 4)
@@ -311,38 +254,8 @@ class Serving:
     # ---- both
 
     def _built(self) -> Any:
-        """The model, made on its device: weights drawn there, nothing passes through the host."""
         if self._model is None:
-            from transformers import AutoModelForCausalLM, LlamaConfig
-
-            asked = self.workload
-            config = LlamaConfig(
-                hidden_size=asked.hidden,
-                intermediate_size=asked.intermediate,
-                num_hidden_layers=asked.layers,
-                num_attention_heads=asked.q_heads,
-                num_key_value_heads=asked.kv_heads,
-                vocab_size=asked.vocabulary,
-                max_position_embeddings=8192,
-                rope_theta=500000.0,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=0,
-                tie_word_embeddings=False,
-            )
-            torch.manual_seed(0)
-            with torch.device(self.device):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=getattr(torch, asked.dtype), attn_implementation="sdpa"
-                ).eval()
-            # A random head's two best tokens tie in bf16 for one row in ten, and what decides is noise. Uneven
-            # rows part them, at no cost in time.
-            with torch.no_grad():
-                spread = torch.randn(asked.vocabulary, 1, device=self.device).exp()
-                model.lm_head.weight.mul_(spread.to(model.lm_head.weight.dtype))
-            model.generation_config.eos_token_id = None
-            model.generation_config.pad_token_id = 0
-            self._model = model
+            self._model = build_model(self.workload, self.device)
         return self._model
 
     def _figures(self, seconds: float, tokens: list[list[int]], firsts: list[float]) -> dict[str, Any]:
@@ -370,8 +283,3 @@ class Serving:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _tokens(workload: Workload, count: int, generator: torch.Generator) -> list[int]:
-    found: list[int] = torch.randint(3, workload.vocabulary, (count,), generator=generator).tolist()
-    return found
