@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def _run(wanted: list[str], output: Path, budget: Budget, dry: bool, commit: str
             f"{DRY.heads_divisor}, dim {DRY.dim}; times mean nothing"
         )
     found: dict[str, report.Entries] = {}
-    build = None if dry else _flashinfer_build()
+    build = _flashinfer_build() if "grid" in wanted and not dry else None
     output.mkdir(parents=True, exist_ok=True)
     try:
         # Beside the results: what the rows of a section said is there even if this process is killed.
@@ -90,7 +91,8 @@ def _run(wanted: list[str], output: Path, budget: Budget, dry: bool, commit: str
                 if found.get("gate") and gate.verdict(found["gate"])[0] == "red":
                     settings["stopped"] = "the correctness gate is red: nothing was timed"
                     break
-                if section == "grid":
+                if section != "gate" and "flashinfer_build" not in settings:
+                    # Before anything is timed, for the two would share the device.
                     settings["flashinfer_build"] = _await_build(build, budget)
                 kept = SERVE_SECONDS if section == "grid" and "serve" in wanted and not dry else 0.0
                 print(f"== {section}, {budget.left:.0f} s left", flush=True)
@@ -99,8 +101,7 @@ def _run(wanted: list[str], output: Path, budget: Budget, dry: bool, commit: str
                 report.write(path, report.assemble(described, settings, found))
     finally:
         if build is not None and build.poll() is None:
-            build.kill()
-            build.wait()
+            _end(build)
     document = report.assemble(described, settings, found)
     report.write(path, document)
     print(report.table(document))
@@ -122,7 +123,13 @@ def _flashinfer_build() -> subprocess.Popen[bytes] | None:
         version("flashinfer-python")
     except PackageNotFoundError:
         return None
-    return subprocess.Popen([sys.executable, "-m", "bench.gpu.peers.flashinfer_build"])
+    # A group of its own, so that the compilers it starts end with it.
+    return subprocess.Popen([sys.executable, "-m", "bench.gpu.peers.flashinfer_build"], preexec_fn=os.setpgrp)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _await_build(build: subprocess.Popen[bytes] | None, budget: Budget) -> str:
@@ -130,12 +137,11 @@ def _await_build(build: subprocess.Popen[bytes] | None, budget: Budget) -> str:
     from bench.gpu.peers.flashinfer_pages import SKIP
 
     if build is None:
-        return "not installed"
+        return "not asked for, or FlashInfer is not installed"
     try:
         code = build.wait(max(1.0, budget.left / 4))
     except subprocess.TimeoutExpired:
-        build.kill()
-        build.wait()
+        _end(build)
         said = "its kernels were not built in time"
     else:
         if code == 0:

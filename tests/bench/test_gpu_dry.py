@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 pytest.importorskip("transformers")
@@ -78,3 +79,26 @@ def test_without_kvtrie_it_says_how_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install --no-deps --no-build-isolation -e ." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "said"),
+    [
+        ("pass", 400, "built"),
+        ("import sys; sys.exit(3)", 400, "failed"),
+        ("import time; time.sleep(60)", 4, "in time"),
+    ],
+)
+def test_the_grid_does_not_wait_forever_for_flashinfer(
+    code: str, seconds: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.gpu import __main__ as script
+    from bench.gpu.budget import Budget
+    from bench.gpu.peers.flashinfer_pages import SKIP, absent
+
+    monkeypatch.setenv(SKIP, "")
+    build = subprocess.Popen([sys.executable, "-c", code], preexec_fn=os.setpgrp)
+    assert said in script._await_build(build, Budget.of(seconds))
+    assert build.poll() is not None
+    if said != "built":
+        assert said in (absent(torch.device("cpu")) or ""), "its peers are skipped with the reason"
