@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 OLD_TRITON := $(VENV)/triton-3.6.0
 KERNEL_TESTS := tests/chunk_kernels/test_attend_kernel.py tests/chunk_kernels/test_kernel_edges.py
 
-.PHONY: demo test check bench kernels clean
+.PHONY: demo test check bench kernels gpu clean
 
 demo: $(READY)
 	$(BIN)/kvtrie demo
@@ -28,6 +28,10 @@ kernels: $(READY) $(OLD_TRITON)/.ready
 	$(BIN)/python -m bench.kernels
 	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m bench.kernels
 	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest -q -n 2 $(KERNEL_TESTS)
+
+# DRY=1 goes through it without a GPU. On a bare machine with a GPU: python -m bench.gpu
+gpu: $(READY)
+	$(BIN)/python -m bench.gpu $(if $(DRY),--dry)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
