@@ -53,13 +53,14 @@ def entries_of(target: Target) -> Iterator[Entry]:
         )
         for dims in HEAD_DIMS:
             if narrower < max(dims) <= row.most_dim:
-                yield from _attend_entries(target, row, dims)
+                yield from attend_entries(target, row, dims)
     for dtype in sorted({row.dtype for row in rows}):
         for dims in HEAD_DIMS:
             yield from _write_entries(target, dtype, dims)
 
 
-def _attend_entries(target: Target, row: TunedTiling, dims: tuple[int, int]) -> Iterator[Entry]:
+def attend_entries(target: Target, row: TunedTiling, dims: tuple[int, int]) -> Iterator[Entry]:
+    """Every build of a tiling for heads of `dims` (key, value)."""
     cut = row.tiling
     on_nvidia = target.backend == "cuda"
     builds = [("plain", False, "raw"), ("all", True, "raw")]

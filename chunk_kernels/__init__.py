@@ -10,7 +10,7 @@ from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
 from kvtrie.chunk_kernels.write import write_kv, write_triton
 
-__all__ = [  # noqa: RUF022 -- plain order, as everywhere: constants are not set apart
+__all__ = [
     "ChunkPool",
     "DecodeLanes",
     "LaneSequence",

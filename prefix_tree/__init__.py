@@ -23,7 +23,8 @@ from kvtrie.prefix_tree.node import Node, Residence, Root
 from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run
 from kvtrie.prefix_tree.plan_check import check_plan
 from kvtrie.prefix_tree.planner import Planner, make_plan
-from kvtrie.prefix_tree.policy import EvictionPolicy, LeastRecentlyUsed
+from kvtrie.prefix_tree.policies import LeastRecentlyUsed
+from kvtrie.prefix_tree.policy import EvictionPolicy
 from kvtrie.prefix_tree.shape import ChunkShape
 from kvtrie.prefix_tree.snapshot import Snapshot, take_snapshot
 from kvtrie.prefix_tree.tier import Tier

@@ -20,7 +20,14 @@ from bench.gpu.shapes import Shape
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, prepare_step
 from kvtrie.chunk_kernels.attend_triton import attend_triton
 from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
-from kvtrie.chunk_kernels.tilings import TunedTiling, target_of, tilings_for, tuned_tilings
+from kvtrie.chunk_kernels.tilings import (
+    TunedTiling,
+    cost_model_for,
+    pool_formats,
+    target_of,
+    tilings_for,
+    tuned_tilings,
+)
 from kvtrie.prefix_tree import ChunkShape
 
 MOST_INTERPRETED_TOKENS = 160
@@ -110,7 +117,7 @@ def attention(
     """
     step = prepare_step(case.sequences, case.pool)
     group = case.shape.q_heads // case.shape.kv_heads
-    launch = launch_plan(step, group, (choose or tilings_for)(step, group))
+    launch = launch_plan(step, group, (choose or tilings_for)(step, group), cost_model_for(case.pool.device))
     if stand_in and not launched(case):
         return lambda: attend(case.query, case.pool, 0, step, case.scale)
     return lambda: attend_triton(case.query, case.pool, 0, launch, case.scale)
@@ -131,7 +138,7 @@ def plan_seconds(case: Case, runs: int = 5) -> float:
     for _ in range(runs):
         begun = time.perf_counter()
         step = prepare_step(case.sequences, case.pool)
-        launch_plan(step, group, tilings_for(step, group))
+        launch_plan(step, group, tilings_for(step, group), cost_model_for(case.pool.device))
         _wait(case.pool.device)
         times.append(time.perf_counter() - begun)
     return median(times)
@@ -167,6 +174,7 @@ __all__ = [
     "chosen",
     "launched",
     "plan_seconds",
+    "pool_formats",
     "target_of",
     "tuned_tilings",
 ]

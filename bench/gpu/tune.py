@@ -32,6 +32,7 @@ from bench.gpu.ours import (
     attention,
     build,
     chosen,
+    pool_formats,
     target_of,
     tuned_tilings,
 )
@@ -72,17 +73,18 @@ def committed(which: Class, target: str) -> Tiling:
 
 def is_clean(which: Class, tiling: Tiling, target: str) -> list[str]:
     """What is wrong with a tiling as compiled ahead of time for a target; empty where nothing is."""
-    from bench.kernels import TARGETS, compile_row
+    from bench.ahead import TARGETS, compile_ahead
+    from bench.kernels import attend_entries
 
     found = [known for known in TARGETS if known.name == target]
     if not found:
         return [f"{target} is no target of bench.kernels"]
     row = TunedTiling(which.dtype, which.dim, which.most_pairs, tiling)
-    return [
-        violation
-        for stores_partial in (True, False)
-        for violation in compile_row(found[0], row, stores_partial).violations
-    ]
+    # All that `make kernels` will hold the row to; the first violation is enough.
+    for entry in attend_entries(found[0], row, (which.dim, which.dim)):
+        if violations := compile_ahead(entry.build).violations:
+            return list(violations)
+    return []
 
 
 def prepared(which: Class, tiling: Tiling, target: str, dry: bool) -> list[str]:
@@ -146,21 +148,28 @@ def table(target: str, found: list[Measured], described: dict[str, Any]) -> dict
             measured.append(f"{row.dtype} dim {row.most_dim} {'narrow' if row.most_pairs else 'wide'}")
         tiling = outcome.tiling if outcome is not None else row.tiling
         keys = {"dtype": row.dtype, "most_dim": row.most_dim, "most_pairs": row.most_pairs}
-        rows.append({**keys, **asdict(tiling)})
+        # What a tiling leaves unsaid stands in no row.
+        said_of = {name: value for name, value in asdict(tiling).items() if value is not None}
+        rows.append({**keys, **said_of})
     device = (described["device"] or {}).get("name", "no device: a dry run")
     said = ", ".join(name for name in measured if not name.startswith("float16")) or "nothing"
     return {
         "target": target,
         "chosen": f"measured on {device}, {described['date'][:10]}, commit {described['commit']}: {said} "
         "(float16 as bfloat16); the rest not measured on a device yet",
+        "pool_formats": list(pool_formats(target)),
         "tilings": rows,
     }
+
+
+HEAD = ("target", "chosen", "pool_formats")
+"""What stands before the rows."""
 
 
 def to_text(document: dict[str, Any]) -> str:
     """As the committed tables are written: one row per line."""
     rows = ",\n".join(f"    {json.dumps(row)}" for row in document["tilings"])
-    head = "".join(f"  {json.dumps(name)}: {json.dumps(document[name])},\n" for name in ("target", "chosen"))
+    head = "".join(f"  {json.dumps(name)}: {json.dumps(document[name])},\n" for name in HEAD)
     return "{\n" + head + '  "tilings": [\n' + rows + "\n  ]\n}\n"
 
 
