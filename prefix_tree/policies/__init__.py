@@ -17,7 +17,6 @@ __all__ = [
     "LeastFrequentlyUsed",
     "LeastRecentlyUsed",
     "LfuWithAging",
-    "POLICIES",
     "PriorityWithExpiry",
     "RecomputeSeconds",
     "S3Fifo",
