@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtrie.api.cached_model import PrefixCachedModel, Warmed
     from kvtrie.api.engine import Engine, EngineConfig
+    from kvtrie.api.eviction import Eviction
     from kvtrie.api.lower_tier import LowerTier
     from kvtrie.api.request import Completion, Request
     from kvtrie.api.sampler import Sampling
@@ -20,6 +21,7 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "Eviction",
     "LowerTier",
     "PrefixCachedModel",
     "Request",
@@ -31,6 +33,7 @@ _HOME = {
     "Completion": "request",
     "Engine": "engine",
     "EngineConfig": "engine",
+    "Eviction": "eviction",
     "LowerTier": "lower_tier",
     "PrefixCachedModel": "cached_model",
     "Request": "request",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
+from kvtrie.api.eviction import Eviction
 from kvtrie.api.forward_gate import ForwardGate, lock_of
 from kvtrie.api.generate_arguments import eos_tokens
 from kvtrie.api.hf_loop import HuggingFaceLoop
@@ -66,6 +67,7 @@ class PrefixCachedModel:
         salt: secret that makes chunk keys unguessable; equal in all processes that share a store.
         api_key: for a sidecar with tenants; default KVTRIE_API_KEY.
         pin_budget: most bytes each scope may pin, e.g. `"512MiB"`; None for no limit.
+        eviction: policy, and minimum shares and quotas of scopes; plain LRU when left out.
         engine: limits of the serving loop.
 
     Raises:
@@ -88,6 +90,7 @@ class PrefixCachedModel:
         salt: str = "",
         api_key: str | None = None,
         pin_budget: str | int | None = None,
+        eviction: Eviction | None = None,
         engine: EngineConfig | None = None,
     ) -> None:
         self.model = model
@@ -113,6 +116,7 @@ class PrefixCachedModel:
                 self._lower,
                 store_key.encode() if store_key else None,
                 pin_bytes,
+                eviction,
             )
         except BaseException:
             if self._lower is not None:

@@ -5,7 +5,7 @@ Slots change hands here and nowhere else:
     free -> a sequence ............ `take`      (evicts leaves when short)
     a sequence -> the tree ........ `SequenceKV.commit`
     a sequence -> free ............ `give`
-    the tree -> free .............. eviction inside `take`
+    the tree -> free .............. eviction inside `take`, of the scope's own chunks where it is over its quota
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from itertools import count
 import torch
 
 from kvtrie.api.chunk_records import ChunkRecords
+from kvtrie.api.eviction import OVER_QUOTA, Eviction
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.chunk_kernels import ChunkPool, check_served
-from kvtrie.prefix_tree import ChunkShape, Node, PrefixTree, Tier, check
+from kvtrie.prefix_tree import ChunkShape, Evicted, Node, PrefixTree, Tier, check
 from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.errors import InputError
 
@@ -36,6 +37,7 @@ class KvMemory:
         lower: what is below the device, or None.
         store_key: seals records with a keyed MAC; None for a plain checksum.
         pin_budget_bytes: most bytes each scope may pin; None for no limit.
+        eviction: who goes when memory is short; LRU when left out.
 
     Raises:
         InputError: `memory_bytes` is less than two chunks, the device does not serve the shape or its KV format,
@@ -50,6 +52,7 @@ class KvMemory:
         lower: LowerTier | None = None,
         store_key: bytes | None = None,
         pin_budget_bytes: int | None = None,
+        eviction: Eviction | None = None,
     ) -> None:
         slots = memory_bytes // shape.chunk_bytes
         if slots < 2:
@@ -60,9 +63,10 @@ class KvMemory:
         check_served(shape, torch.device(device))
         self.shape = shape
         self.pool = ChunkPool(shape, slots, device)
+        self._eviction = eviction or Eviction()
         self.tree = PrefixTree(
             shape.chunk_tokens,
-            [Tier("device", slots * shape.chunk_bytes)],
+            [self._eviction.tier("device", slots * shape.chunk_bytes, shape.chunk_bytes)],
             pin_budget_bytes=pin_budget_bytes,
         )
         self.counters: Counter[str] = Counter()
@@ -84,14 +88,19 @@ class KvMemory:
 
         Adjacent to slot `after` where possible.
         """
+        size = self.shape.chunk_bytes
+        if over := self._tier.over_quota_bytes(scope, count * size):
+            self._free(self.tree.evict(DEVICE, over, OVER_QUOTA, scope=scope))
         missing = count - self.pool.free_slots.free
         if missing > 0:
-            evicted = self.tree.evict(DEVICE, missing * self.shape.chunk_bytes, "least recently used")
-            self.pool.free_slots.give(_slot(e.handle) for e in evicted)
+            self._free(self.tree.evict(DEVICE, missing * size, self._eviction.reason))
         slots = self.pool.free_slots.take(count, after)
         if slots is not None:
-            self._tier.reserve(scope, count * self.shape.chunk_bytes)
+            self._tier.reserve(scope, count * size)
         return slots
+
+    def _free(self, evicted: list[Evicted]) -> None:
+        self.pool.free_slots.give(_slot(e.handle) for e in evicted)
 
     def give(self, scope: str, slots: list[int]) -> None:
         """Takes back slots that `take` handed out and that never entered the tree."""

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-tokens", type=int, default=64, metavar="N", help="as the engines have it (default: 64)"
     )
     parser.add_argument(
+        "--policy", default="lru", metavar="NAME", help="who is evicted, e.g. lru, lfu, s3fifo (default: lru)"
+    )
+    parser.add_argument(
         "--store", metavar="URL", help="store behind the memory, e.g. redis://127.0.0.1:6379/0"
     )
     parser.add_argument(
@@ -35,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT."""
     # The server's packages are needed by this command only.
     from kvtrie.api.byte_size import parse_bytes
+    from kvtrie.api.eviction import Eviction
     from kvtrie.api.sidecar.address import parse_address
     from kvtrie.api.sidecar.listeners import Listener, check_addresses
     from kvtrie.api.sidecar.serving import serve
@@ -47,11 +51,14 @@ def run(args: argparse.Namespace) -> int:
     store_key = os.environ.get("KVTRIE_STORE_KEY", "").encode() or None
     if store_key is not None and len(store_key) not in STORE_KEY_BYTES:
         raise InputError(f"KVTRIE_STORE_KEY has {len(store_key)} bytes, it must have 16 to 64")
-    config = SidecarConfig(
-        memory_bytes=parse_bytes(args.memory), chunk_tokens=args.chunk_tokens, store_key=store_key
-    )
     addresses = [parse_address(text) for text in args.listen or [DEFAULT_LISTEN]]
     tenants = Tenants() if args.tenants is None else load_tenants(args.tenants)
+    config = SidecarConfig(
+        memory_bytes=parse_bytes(args.memory),
+        chunk_tokens=args.chunk_tokens,
+        eviction=Eviction(args.policy, tenants.shares, tenants.quotas),
+        store_key=store_key,
+    )
     check_addresses(addresses, with_tenants=not tenants.is_open)
     store = None if args.store is None else open_store(args.store, deadline_seconds=config.store_read_seconds)
 

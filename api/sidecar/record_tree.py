@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from kvtrie.api.eviction import OVER_QUOTA, Eviction
 from kvtrie.api.sidecar.chain import Link
 from kvtrie.api.sidecar.scope_counters import ScopeCounters
-from kvtrie.prefix_tree import Namespace, Node, PrefixTree, Root, Tier
+from kvtrie.prefix_tree import Evicted, Namespace, Node, PrefixTree, Root
 from kvtrie.prefix_tree.errors import RecordError, StoreFull
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
@@ -27,7 +28,8 @@ from kvtrie.store import Record, decode_namespace
 
 HOST = 0
 """The tree's only tier."""
-EVICTED_FOR_ROOM = "least recently used"
+TYPICAL_RECORD_BYTES = 1 << 20
+"""What one record is taken to be, where a policy has to know how many the tier holds."""
 NAMESPACE_BYTES = 4096
 """Charged for a namespace besides its record: it outlives its chunks."""
 LONGEST_NAMESPACE_RECORD = 1 << 16
@@ -67,6 +69,7 @@ class RecordTree:
         chunk_tokens: tokens of every chunk; records of other chunks are rejected.
         counters: gets `evictions.<reason>`.
         max_namespaces: most namespaces one scope may have: they are never forgotten.
+        eviction: who goes when the tier is full; LRU when left out.
 
     Raises:
         InputError: `chunk_tokens` below one.
@@ -79,10 +82,12 @@ class RecordTree:
         counters: ScopeCounters,
         *,
         max_namespaces: int = 256,
+        eviction: Eviction | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lock = threading.RLock()
-        self.tier = Tier("host", capacity_bytes)
+        self._eviction = eviction or Eviction()
+        self.tier = self._eviction.tier("host", capacity_bytes, TYPICAL_RECORD_BYTES)
         # Tombstones carry the clients' keys, so they are kept here and not in the tree.
         self.tree = PrefixTree(chunk_tokens, [self.tier], clock=clock, tombstones_per_scope=0)
         self.tombstones = Tombstones(per_scope=1024)
@@ -121,7 +126,7 @@ class RecordTree:
                 path.append(node)
             if path:
                 path[-1].hits += 1
-                self.tree.release(self.tree.lease_node(path[-1]))
+                self.tree.release(self.tree.lease_node(path[-1], uses=1))
             return [_held(node) for node in path]
 
     def link(self, scope: str, namespace: bytes, key: bytes) -> Link | None:
@@ -172,7 +177,7 @@ class RecordTree:
                 raise RecordError("key", f"{record.key.hex()} is the key of other tokens here")
             return False
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
-        self._make_room(len(data), above)
+        self._make_room(scope, len(data), above)
         parent = above or home.root
         tree_key = self.tree.next_key(parent.key, record.tokens)
         handle = HeldRecord(home, link, data)
@@ -195,7 +200,7 @@ class RecordTree:
         if home is not None and home.record is not None:
             return False
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
-        self._make_room(len(data), None)
+        self._make_room(scope, len(data), None)
         self.tier.reserve(scope, len(data))
         # What a client says of its scope is its own word for it; a dump shows where the chunks really are.
         home.record, home.fields = data, {**fields, "scope": scope}
@@ -205,7 +210,7 @@ class RecordTree:
         """A new namespace, with room made for its first record of `extra_bytes` too."""
         if self._homes_of[scope] >= self._max_namespaces:
             raise StoreFull(f"scope {scope} has {self._max_namespaces} namespaces, which is the most it may")
-        self._make_room(NAMESPACE_BYTES + extra_bytes, None)
+        self._make_room(scope, NAMESPACE_BYTES + extra_bytes, None)
         self.tier.reserve(scope, NAMESPACE_BYTES)
         identity = Namespace(scope=scope, salt=namespace.hex(), chunk_tokens=self.tree.chunk_tokens)
         shown = Namespace(scope=scope, chunk_tokens=self.tree.chunk_tokens).public_fields()
@@ -216,28 +221,35 @@ class RecordTree:
 
     # ---- shrinking
 
-    def _make_room(self, size_bytes: int, keep: Node | None) -> None:
-        """Evicts until `size_bytes` are free, the path to `keep` spared; evicts nothing if that cannot be."""
+    def _make_room(self, scope: str, size_bytes: int, keep: Node | None) -> None:
+        """Evicts until `size_bytes` of `scope` fit, the path to `keep` spared; evicts nothing if that cannot be."""
         missing = size_bytes - self.tier.free_bytes
-        if missing <= 0:
+        over = self.tier.over_quota_bytes(scope, size_bytes)
+        if missing <= 0 and not over:
             return
         spared = sum(len(_held(node).data) for node in keep.path()) if keep is not None else 0
         if size_bytes + spared + self.tier.pending_bytes > self.tier.capacity_bytes:
             raise StoreFull(f"{size_bytes} bytes below a path of {spared} do not fit the host tier")
         lease = None if keep is None else self.tree.lease_node(keep)
         try:
-            evicted = self.tree.evict(HOST, missing, EVICTED_FOR_ROOM)
+            if over:
+                self._forget(self.tree.evict(HOST, over, OVER_QUOTA, scope=scope), OVER_QUOTA)
+                missing = size_bytes - self.tier.free_bytes
+            if missing > 0:
+                self._forget(self.tree.evict(HOST, missing, self._eviction.reason), self._eviction.reason)
         finally:
             if lease is not None:
                 self.tree.release(lease)
+
+    def _forget(self, evicted: list[Evicted], reason: str) -> None:
         for gone in evicted:
             handle = gone.handle
             assert isinstance(handle, HeldRecord)
             key, scope = handle.link.key, handle.home.scope
             del handle.home.by_key[key]
-            stone = Tombstone(key, handle.link.depth, self.tier.name, self.tree.clock(), EVICTED_FOR_ROOM)
+            stone = Tombstone(key, handle.link.depth, self.tier.name, self.tree.clock(), reason)
             self.tombstones.add(scope, stone)
-            self._counters.add(scope, f"evictions.{EVICTED_FOR_ROOM}")
+            self._counters.add(scope, f"evictions.{reason}")
 
 
 def _held(node: Node) -> HeldRecord:

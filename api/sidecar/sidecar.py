@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from kvtrie.api.eviction import Eviction
 from kvtrie.api.sidecar.fall_through import FallThrough
 from kvtrie.api.sidecar.metrics import render_metrics
 from kvtrie.api.sidecar.picture import take_picture
@@ -33,6 +34,8 @@ class SidecarConfig:
     store_read_seconds: float = 0.75
     """Most time a lookup spends on the store, and the store's own deadline: twice this is below the
     client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
+    eviction: Eviction = field(default_factory=Eviction)
+    """Who goes when the host tier is full."""
     store_key: bytes | None = field(default=None, repr=False)
     """Seals records with a keyed MAC: records put must carry it."""
 
@@ -72,7 +75,12 @@ class Sidecar:
         self.config = config or SidecarConfig()
         self.limits = limits or Limits()
         self.counters = ScopeCounters()
-        self.held = RecordTree(self.config.memory_bytes, self.config.chunk_tokens, self.counters)
+        self.held = RecordTree(
+            self.config.memory_bytes,
+            self.config.chunk_tokens,
+            self.counters,
+            eviction=self.config.eviction,
+        )
         self._store = None if store is None else ScopedStore(store)
         self._below = None if self._store is None else FallThrough(
             self.held,

@@ -7,6 +7,8 @@
     api_key = "..."                    # or api_key_sha256 = "<64 hex digits>"
     reads = ["tools"]                  # shared scopes, which exist by being named
     writes = ["tools"]
+    share = "512MiB"                   # of the host tier: kept while others have more than their own share
+    quota = "4GiB"                     # beyond it, this tenant's own chunks go first
 
 Without a file there is one tenant, `default`, who needs no key and may do everything.
 """
@@ -21,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvtrie.api.byte_size import parse_bytes
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
 
 if sys.version_info >= (3, 11):
@@ -90,6 +93,10 @@ class Tenants:
 
     callers: Mapping[bytes, Caller] | None = field(default=None, repr=False)
     """None for the open sidecar."""
+    shares: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the host tier that a scope keeps, for those that have a share."""
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """Bytes beyond which a scope's own chunks go first, for those that have a quota."""
 
     @property
     def is_open(self) -> bool:
@@ -135,6 +142,8 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._callers: dict[bytes, Caller] = {}
+        self._shares: dict[str, int] = {}
+        self._quotas: dict[str, int] = {}
 
     def read(self, document: Mapping[str, object]) -> Tenants:
         self._only(document, "the file", {"admin", "tenants"})
@@ -150,13 +159,17 @@ class _Reader:
             if not NAME.match(name):
                 raise self._wrong(place, "is no name: letters, digits, `.`, `_`, `-`, at most 64")
             table = self._table(value, f"tenants.{name}")
-            self._only(table, place, {"api_key", "api_key_sha256", "reads", "writes"})
+            self._only(table, place, {"api_key", "api_key_sha256", "reads", "writes", "share", "quota"})
             reads, writes = self._names(table, place, "reads"), self._names(table, place, "writes")
             # What a put is answered tells what the scope holds: a writer is a reader.
             if writes - reads:
                 raise self._wrong(place, f"writes {sorted(writes - reads)} without reading: add to reads")
-            self._add(table, place, Caller(name, f"tenant:{name}", reads, writes))
-        return Tenants(self._callers)
+            scope = f"tenant:{name}"
+            self._add(table, place, Caller(name, scope, reads, writes))
+            for limits, limit in ((self._shares, "share"), (self._quotas, "quota")):
+                if limit in table:
+                    limits[scope] = self._bytes(table[limit], place, limit)
+        return Tenants(self._callers, self._shares, self._quotas)
 
     def _add(self, table: Mapping[str, object], place: str, caller: Caller) -> None:
         digest = self._key_digest(table, place)
@@ -174,6 +187,14 @@ class _Reader:
             form = "1 to 512 visible ASCII characters" if name == "api_key" else "64 hex digits"
             raise self._wrong(place, f"{name} must be a string of {form}")
         return hashlib.sha256(value.encode()).digest() if name == "api_key" else bytes.fromhex(value)
+
+    def _bytes(self, value: object, place: str, limit: str) -> int:
+        if not isinstance(value, (str, int)):
+            raise self._wrong(place, f"{limit} must be a size like 512MiB, got {value!r}")
+        try:
+            return parse_bytes(value)
+        except InputError as error:
+            raise self._wrong(place, f"{limit}: {error}") from None
 
     def _names(self, table: Mapping[str, object], place: str, field_name: str) -> frozenset[str]:
         value = table.get(field_name, [])

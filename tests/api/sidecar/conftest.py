@@ -78,6 +78,7 @@ class SidecarProcess:
             "chunk_tokens": SHAPE.chunk_tokens,
             "store": None,
             "tenants": None,
+            "policy": "lru",
             **options,
         }
         self.start()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kvtrie.api.eviction import Eviction
 from kvtrie.api.sidecar.record_tree import NAMESPACE_BYTES
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
 from kvtrie.prefix_tree import ChunkShape, Namespace, check
@@ -19,8 +20,17 @@ A, B = "tenant:a", "tenant:b"
 Chains = Callable[..., Any]
 
 
-def sidecar(memory_bytes: int = 1 << 20, store_key: bytes | None = None) -> Sidecar:
-    return Sidecar(SidecarConfig(memory_bytes=memory_bytes, chunk_tokens=4, store_key=store_key))
+def sidecar(
+    memory_bytes: int = 1 << 20, store_key: bytes | None = None, eviction: Eviction | None = None
+) -> Sidecar:
+    return Sidecar(
+        SidecarConfig(
+            memory_bytes=memory_bytes,
+            chunk_tokens=4,
+            store_key=store_key,
+            eviction=eviction or Eviction(),
+        )
+    )
 
 
 def put(to: Sidecar, records: list[bytes], scope: str = A) -> PutOutcome:
@@ -123,6 +133,43 @@ class TestFull:
         shown = here.snapshot({A})
         assert {stone.key for stone in shown.tombstones} == {key.hex() for key in paths[1].keys}
         assert shown.counters["evictions.least recently used"] == 2
+
+    def test_a_scope_over_its_quota_makes_room_for_itself(self, chain: Chains) -> None:
+        paths = [chain([n] * 8) for n in range(4)]
+        size = len(paths[0].records[0])
+        here = sidecar(eviction=Eviction(quotas={A: NAMESPACE_BYTES + 4 * size}))
+        assert put(here, paths[0].records, B).stored == 2
+        for path in paths[1:]:
+            assert put(here, path.records).stored == 2
+        digest = paths[0].namespace.digest
+        assert [len(here.held.get(A, digest, path.keys)) for path in paths[1:]] == [0, 2, 2]
+        assert len(here.held.get(B, digest, paths[0].keys)) == 2, "the other scope's stay"
+        assert here.snapshot({A}).counters["evictions.over its scope's quota"] == 2
+
+    def test_a_scope_keeps_its_share_of_a_flood(self, chain: Chains) -> None:
+        own = chain([1] * 8)
+        size = len(own.records[0])
+        here = sidecar(
+            2 * NAMESPACE_BYTES + 6 * size, eviction=Eviction(shares={B: NAMESPACE_BYTES + 2 * size})
+        )
+        assert put(here, own.records, B).stored == 2
+        for n in range(2, 12):
+            assert put(here, chain([n] * 8).records).stored == 2
+        assert len(here.held.get(B, own.namespace.digest, own.keys)) == 2
+
+    def test_another_policy(self, chain: Chains) -> None:
+        paths = [chain([n] * 4) for n in range(3)]
+        here = sidecar(NAMESPACE_BYTES + 2 * len(paths[0].records[0]), eviction=Eviction("lfu"))
+        digest = paths[0].namespace.digest
+        put(here, paths[0].records)
+        for _ in range(3):
+            here.get(A, digest, paths[0].keys)
+        put(here, paths[1].records)
+        put(here, paths[2].records)
+        assert [len(here.held.get(A, digest, path.keys)) for path in paths] == [1, 0, 1]
+        assert here.snapshot({A}).counters["evictions.chosen by lfu"] == 1
+        with pytest.raises(InputError, match="no eviction policy is named 'mru'"):
+            sidecar(eviction=Eviction("mru"))
 
     def test_a_path_is_never_evicted_for_its_own_next_chunk(self, chain: Chains) -> None:
         path = chain(list(range(20)))

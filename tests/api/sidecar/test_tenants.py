@@ -99,6 +99,8 @@ class TestMalformed:
             ('[tenants.a]\napi_key = "k"\n[admin]\napi_key = "k"', "same key"),
             ('[other]\n[tenants.a]\napi_key = "k"', "'other'"),
             ("[tenants", "not TOML"),
+            ('[tenants.a]\napi_key = "k"\nshare = "many"', "[tenants.a] share: size 'many'"),
+            ('[tenants.a]\napi_key = "k"\nquota = [1]', "[tenants.a] quota must be a size"),
         ],
     )
     def test_is_an_error_that_names_it(self, tmp_path: Path, text: str, named: str) -> None:
@@ -121,3 +123,9 @@ class TestMalformed:
     def test_the_example_is_a_tenants_file(self) -> None:
         example = Path(__file__).parents[3] / "examples" / "tenants.toml"
         assert not load_tenants(example).is_open
+
+    def test_shares_and_quotas_are_sizes_by_scope(self, tmp_path: Path) -> None:
+        text = '[tenants.a]\napi_key = "k"\nshare = "2MiB"\n[tenants.b]\napi_key = "l"\nquota = 4096\n'
+        found = load_tenants(written(tmp_path, text))
+        assert found.shares == {"tenant:a": 2 << 20}
+        assert found.quotas == {"tenant:b": 4096}
