@@ -1,9 +1,9 @@
 """The trace lab: traces of real traffic, replayed through the tree that serves. No torch.
 
-    reader (one file per form) -> TraceRequest ... -> Trace -> replay(tree, policy, capacity) -> ReplayResult
-                                                        └────> reuse distances: LRU at every capacity
-    engine, sidecar -> TraceRecorder -> request log -> reader
-                    -> WhatIf (SHARDS per scope) -> "twice the memory: 62% -> 71%"
+reader (one file per form) -> TraceRequest ... -> Trace -> replay(tree, policy, capacity) -> ReplayResult
+                                                    └────> reuse distances: LRU at every capacity
+engine, sidecar -> TraceRecorder -> request log -> reader
+                -> WhatIf (SHARDS per scope) -> "twice the memory: 62% -> 71%"
 """
 
 from kvtrie.api.trace.open_trace import open_trace

@@ -60,7 +60,9 @@ class AgentSessions:
             start = starts.uniform(0, SPREAD_SECONDS)
             tenant = text_field(said, "id", self._path, number)
             if count_field(said, "block_size", self._path, number, 1) != self._block_tokens:
-                raise wrong(self._path, number, f"has other blocks than the {self._block_tokens} of the first")
+                raise wrong(
+                    self._path, number, f"has other blocks than the {self._block_tokens} of the first"
+                )
             asked = said.get("requests")
             if not isinstance(asked, list) or not all(isinstance(one, dict) for one in asked):
                 raise wrong(self._path, number, "needs 'requests', a list of objects")

@@ -3,7 +3,8 @@
     TIMESTAMP,ContextTokens,GeneratedTokens,prompt[,tenant]
 
 Column names are taken in any case. TIMESTAMP is a date or seconds; the token counts and the tenant may be
-missing. Azure's own files (Patel et al., "Splitwise", ISCA 2024) have no prompt: arrivals alone tell nothing of reuse.
+missing. Azure's own files (Patel et al., "Splitwise", ISCA 2024) have no prompt: arrivals alone tell nothing of
+reuse.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class CsvArrivals:
 
         def lines() -> Iterator[str]:
             nonlocal at
-            for at, line in numbered_lines(self._path):
+            for number, line in numbered_lines(self._path):
+                at = number
                 yield line
 
         rows = csv.reader(lines(), strict=True)

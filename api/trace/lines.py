@@ -25,7 +25,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         with path.open("rb") as raw:
             packed = raw.read(2) == _GZIP
             raw.seek(0)
-            for number, line in enumerate(gzip.open(raw) if packed else raw, 1):
+            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packed else raw, 1):
                 if not line.isspace():
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:

@@ -26,7 +26,7 @@ class FarthestNextUse:
         self._blocks = trace.blocks
         self._after = next_uses(trace)
         self._next = np.zeros(trace.unique_blocks, np.int64)
-        self._next_of = memoryview(self._next)
+        self._next_of = self._next.data
         self._heap: list[tuple[int, int, int, Residence]] = []
         """(-next use, -depth, block, residence). A use makes a leaf's next use later: it is queued again, and
         the older entry, which is no longer the one in `_queued`, is dropped when it comes up."""

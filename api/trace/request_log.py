@@ -11,7 +11,7 @@
 | `in`, `out` | prompt and completion tokens |
 | `after` | a block of an earlier line: this path begins with the whole path to it, then comes `ids` |
 | `ids` | 62-bit ids of blocks, each of everything up to its end |
-| `from`, `to` | blocks `from..to` of the path were asked for; default all. Earlier ones came from elsewhere, later ones are the request's own completion |
+| `from`, `to` | blocks `from..to` of the path were asked for, default all; later ones it computed itself |
 
 A header may come again: the process was started again, with other ids. `FILE.1` is the older half of `FILE`.
 """
@@ -62,7 +62,9 @@ class RequestLog:
             for number, said in json_lines(path):
                 if "format" in said:
                     if self._header(said, path, number) != self._block_tokens:
-                        raise wrong(path, number, f"has other chunks than the {self._block_tokens} tokens before")
+                        raise wrong(
+                            path, number, f"has other chunks than the {self._block_tokens} tokens before"
+                        )
                     above.clear()
                     continue
                 yield self._request(said, above, path, number)
