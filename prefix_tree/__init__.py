@@ -21,7 +21,8 @@ from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.namespace import Namespace
 from kvtrie.prefix_tree.node import Node, Residence, Root
 from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run, make_plan
-from kvtrie.prefix_tree.policy import EvictionPolicy, LeastRecentlyUsed
+from kvtrie.prefix_tree.policies import LeastRecentlyUsed
+from kvtrie.prefix_tree.policy import EvictionPolicy
 from kvtrie.prefix_tree.shape import ChunkShape
 from kvtrie.prefix_tree.snapshot import Snapshot, take_snapshot
 from kvtrie.prefix_tree.tier import Tier

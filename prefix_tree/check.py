@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from kvtrie.prefix_tree.holds import Lease, Pin
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 from kvtrie.prefix_tree.node import Node, Residence
 from kvtrie.prefix_tree.tier import ScopeBytes
@@ -46,21 +47,28 @@ def _check_node(tree: PrefixTree, node: Node) -> None:
 
 
 def _check_order(node: Node) -> None:
-    for siblings in (node.children or [], *(node.grafts or {}).values()):
-        tokens = [child.tokens for child in siblings]
+    for children in (node.children, *(node.grafts or {}).values()):
+        if children is None or isinstance(children, Node):
+            continue
+        assert len(children) > 1, f"an only child of {node.key.hex()} stands in a list"
+        tokens = [child.tokens for child in children]
         assert tokens == sorted(set(tokens)), f"children of {node.key.hex()} are not in order"
 
 
 def _check_holds(tree: PrefixTree, nodes: list[Node]) -> None:
     holds: Counter[int] = Counter()
-    for held in [lease.held for lease in tree.leases] + [pin.held for pin in tree.pins]:
-        for residence in held:
+    uses: Counter[int] = Counter()
+    holders: list[Lease | Pin] = [*tree.leases, *tree.pins]
+    for holder in holders:
+        for residence in holder.held:
             holds[id(residence)] += 1
+            uses[id(residence)] += holder.uses if isinstance(holder, Lease) else 0
             assert residence.node.at[residence.tier] is residence, "a held chunk was evicted"
     for node in nodes:
         for here in node.at:
             if here is not None:
                 assert here.holds == holds[id(here)], f"holds of {node.key.hex()}"
+                assert here.uses >= uses[id(here)], f"uses of {node.key.hex()}"
 
 
 def _check_tier(tree: PrefixTree, number: int, nodes: list[Node]) -> None:
@@ -69,8 +77,10 @@ def _check_tier(tree: PrefixTree, number: int, nodes: list[Node]) -> None:
     for residence in here:
         children = [c for c in residence.node.all_children() if c.at[number] is not None]
         assert residence.children == len(children), f"child count of {residence.node.key.hex()}"
+        assert residence.children_ever >= residence.children, f"children ever of {residence.node.key.hex()}"
+        assert residence.stored_at <= residence.last_use, f"last use of {residence.node.key.hex()}"
         if residence.evictable:
-            assert residence.queued_at >= 0, f"leaf {residence.node.key.hex()} is not queued for eviction"
+            assert residence in tier.policy, f"leaf {residence.node.key.hex()} is not queued for eviction"
     assert tier.chunks == len(here)
     assert tier.used_bytes == sum(r.size_bytes for r in here), f"{tier.name}: used bytes"
     assert tier.free_bytes >= 0, f"{tier.name}: over capacity"

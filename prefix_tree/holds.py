@@ -26,11 +26,14 @@ def residences_to_hold(node: Node) -> list[Residence]:
 class Lease:
     """An in-flight request's hold on the path to `node`. Ends with `PrefixTree.release`."""
 
-    __slots__ = ("held", "node")
+    __slots__ = ("held", "node", "uses")
 
-    def __init__(self, node: Node, held: list[Residence]) -> None:
+    def __init__(self, node: Node, held: list[Residence], uses: int = 0) -> None:
         self.node = node
         self.held = held
+        self.uses = uses
+        """What it counts for in `Residence.uses` of each of `held`: one for a request, which goes where the
+        lease goes, so that a path is used once however often its request extends it."""
 
 
 class Pin:

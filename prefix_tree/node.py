@@ -4,7 +4,7 @@
               └──── Node (graft)          a tenant's own continuation of a shared scope's path
 
 A node carries per-tier state in `at[tier]`: a `Residence`, or None where the tier does not hold it.
-Hits, last use and readers are kept on the deepest node a request touched; an ancestor's are the sum
+Hits, uses, last use and readers are kept on the deepest node a request touched; an ancestor's are the sum
 (or latest) over its subtree, settled upwards when a leaf goes. That keeps every touch O(tiers).
 """
 
@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, MutableSequence
 from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from sortedcontainers import SortedKeyList
 
@@ -30,13 +30,30 @@ Siblings = MutableSequence["Node"]
 """Children of one namespace, ordered by their token bytes: a plain list while they are few, because that is
 small and fast, a `SortedKeyList` beyond, because a list moves half of itself at every change."""
 
+Children = Union["Node", Siblings]
+"""An only child stands for itself: most nodes are links of a chain, and a list each would cost as much as half
+a node."""
+
 _FEW = 256
 
 
 class Residence:
     """One node's bytes in one tier."""
 
-    __slots__ = ("children", "handle", "holds", "last_use", "node", "queued_at", "size_bytes", "tier")
+    __slots__ = (
+        "children",
+        "children_ever",
+        "credit",
+        "handle",
+        "holds",
+        "last_use",
+        "node",
+        "queued_at",
+        "size_bytes",
+        "stored_at",
+        "tier",
+        "uses",
+    )
 
     def __init__(self, node: Node, tier: int, handle: object, size_bytes: int, tick: int) -> None:
         self.node = node
@@ -46,12 +63,21 @@ class Residence:
         self.size_bytes = size_bytes
         self.children = 0
         """Children resident in this tier."""
+        self.children_ever = 0
+        """Children that have been stored below it in this tier, those that have gone included."""
         self.holds = 0
         """Leases and pins on exactly this node."""
+        self.uses = 0
+        """Requests that ended here, or at a descendant that has since left this tier. So a leaf's uses are
+        all requests that came through it while it was here, the one that stored it included."""
+        self.stored_at = tick
+        """Tick of the tree's clock when it came into this tier."""
         self.last_use = tick
-        """Tick of the tree's clock when this node itself was last leased or stored."""
+        """Tick when it was last leased or stored, or a descendant that has since left this tier."""
         self.queued_at = -1
-        """The tick the eviction policy has it queued under; -1 while it is not queued."""
+        """The tick the eviction policy has it queued under, if that queues by ticks; -1 otherwise."""
+        self.credit = 0.0
+        """The eviction policy's own note; an ancestor's is at least that of every child that has left."""
 
     @property
     def evictable(self) -> bool:
@@ -86,9 +112,9 @@ class Node:
         self.tokens = tokens
         self.depth: int = parent.depth + 1 if parent is not None else 0
         """Chunks from the root, counting this one."""
-        self.children: Siblings | None = None
-        """Same-namespace children, ordered by their token bytes: common prefixes are neighbours."""
-        self.grafts: dict[Root, Siblings] | None = None
+        self.children: Children | None = None
+        """Same-namespace children: the only one, or all ordered by their token bytes."""
+        self.grafts: dict[Root, Children] | None = None
         """Children that belong to another namespace, by that namespace's root."""
         self.at: list[Residence | None] = [None] * tiers
         self.claim: Claim | None = None
@@ -101,20 +127,20 @@ class Node:
     @property
     def is_resident(self) -> bool:
         """Whether any tier holds it."""
-        return any(residence is not None for residence in self.at)
+        return any(self.at)
 
-    def siblings_for(self, root: Root) -> Siblings | None:
-        """This node's children in the namespace of `root`, ordered by token bytes."""
+    def children_for(self, root: Root) -> Children | None:
+        """This node's children in the namespace of `root`."""
         if root is self.root:
             return self.children
         return None if self.grafts is None else self.grafts.get(root)
 
     def find(self, root: Root, tokens: bytes) -> Node | None:
         """The child in `root`'s namespace with exactly these tokens."""
-        siblings = self.siblings_for(root)
-        if not siblings:
+        children = self.children_for(root)
+        if children is None:
             return None
-        child = next(_onwards(siblings, tokens), None)
+        child = children if isinstance(children, Node) else next(_onwards(children, tokens), None)
         return child if child is not None and child.tokens == tokens else None
 
     def closest(self, root: Root, tokens: bytes) -> tuple[Node | None, int]:
@@ -123,47 +149,49 @@ class Node:
         Token bytes are compared in one fixed order, so the best match is the nearest resident
         neighbour of the insertion point on either side, however many children there are.
         """
-        siblings = self.siblings_for(root)
+        children = self.children_for(root)
+        if children is None or not tokens:
+            return None, 0
+        siblings: Siblings = [children] if isinstance(children, Node) else children
         best, shared = None, 0
-        if siblings:
-            for walk in (_onwards(siblings, tokens), _backwards(siblings, tokens)):
-                node = next((child for child in walk if child.is_resident), None)
-                if node is not None and (count := common_tokens(node.tokens, tokens)) > shared:
-                    best, shared = node, count
+        for walk in (_onwards(siblings, tokens), _backwards(siblings, tokens)):
+            node = next((child for child in walk if child.is_resident), None)
+            if node is not None and (count := common_tokens(node.tokens, tokens)) > shared:
+                best, shared = node, count
         return best, shared
 
     def add(self, child: Node) -> None:
         """Links `child` under this node, in token order."""
         if child.root is self.root:
-            self.children = _with(self.children, child)
+            self.children = child if self.children is None else _with(self.children, child)
         else:
             if self.grafts is None:
                 self.grafts = {}
-            self.grafts[child.root] = _with(self.grafts.get(child.root), child)
+            others = self.grafts.get(child.root)
+            self.grafts[child.root] = child if others is None else _with(others, child)
 
     def remove(self, child: Node) -> None:
         """Unlinks `child`, which must be linked here."""
-        siblings = self.siblings_for(child.root)
-        assert siblings is not None
-        if type(siblings) is list:
-            place = bisect_left(siblings, child.tokens, key=_by_tokens)
-            assert siblings[place] is child
-            del siblings[place]
+        if child.root is self.root:
+            assert self.children is not None
+            self.children = _without(self.children, child)
+            return
+        assert self.grafts is not None
+        rest = _without(self.grafts[child.root], child)
+        if rest is not None:
+            self.grafts[child.root] = rest
         else:
-            siblings.remove(child)
-        if not siblings:
-            if child.root is self.root:
-                self.children = None
-            else:
-                assert self.grafts is not None
-                del self.grafts[child.root]
-                self.grafts = self.grafts or None
+            del self.grafts[child.root]
+            self.grafts = self.grafts or None
 
     def all_children(self) -> list[Node]:
         """Every child: of its own namespace first, then grafts."""
-        found = list(self.children or ())
-        for grafted in (self.grafts or {}).values():
-            found += grafted
+        found: list[Node] = []
+        for children in (self.children, *(self.grafts or {}).values()):
+            if isinstance(children, Node):
+                found.append(children)
+            elif children is not None:
+                found += children
         return found
 
     def path(self) -> list[Node]:
@@ -208,15 +236,29 @@ def _backwards(siblings: Siblings, tokens: bytes) -> Iterator[Node]:
     return siblings.irange_key(max_key=tokens, inclusive=(True, False), reverse=True)  # type: ignore[attr-defined, no-any-return]
 
 
-def _with(siblings: Siblings | None, child: Node) -> Siblings:
-    """`siblings` and `child`, in order."""
-    if siblings is None:
-        return [child]
-    if type(siblings) is not list:
-        siblings.add(child)  # type: ignore[attr-defined]
-        return siblings
-    insort(siblings, child, key=_by_tokens)
-    return siblings if len(siblings) <= _FEW else SortedKeyList(siblings, key=_by_tokens)
+def _with(children: Children, child: Node) -> Siblings:
+    """`children` and `child`, in order."""
+    if isinstance(children, Node):
+        return [children, child] if children.tokens < child.tokens else [child, children]
+    if type(children) is not list:
+        children.add(child)  # type: ignore[attr-defined]
+        return children
+    insort(children, child, key=_by_tokens)
+    return children if len(children) <= _FEW else SortedKeyList(children, key=_by_tokens)
+
+
+def _without(children: Children, child: Node) -> Children | None:
+    """`children` less `child`, which is one of them; None when that leaves none."""
+    if children is child:
+        return None
+    assert not isinstance(children, Node)
+    if type(children) is list:
+        place = bisect_left(children, child.tokens, key=_by_tokens)
+        assert children[place] is child
+        del children[place]
+    else:
+        children.remove(child)
+    return children[0] if len(children) == 1 else children
 
 
 def common_tokens(one: bytes, other: bytes) -> int:

@@ -1,10 +1,13 @@
-"""The order in which a tier gives up its leaves: the protocol, and LRU."""
+"""The order in which a tier gives up its leaves: the protocol. Policies are in `policies/`, a file each.
+
+A policy sees leaves only: residences without a resident child in their tier. An inner node's turn comes when its
+last child has gone; by then it has inherited what the policy needs to know of its descendants: `uses`,
+`last_use`, `credit` (see `Residence`). So whatever a policy decides, a tier stays prefix-closed.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
-
-from sortedcontainers import SortedList
 
 from kvtrie.prefix_tree.node import Residence
 
@@ -17,44 +20,16 @@ class EvictionPolicy(Protocol):
         """Queues a residence that has just become evictable; queueing it twice changes nothing."""
 
     def discard(self, residence: Residence) -> None:
-        """Forgets a residence that leaves the tier by another way than `victim`."""
+        """Forgets a residence that leaves by another way than `victim`; nothing if it is not queued."""
+
+    def used(self, residence: Residence, tick: int) -> None:
+        """A request has come that ends here: once per request and tier, at the deepest resident node of its path.
+
+        Its `uses` count the request already; its `last_use` is still the one before, and becomes `tick` next.
+        """
 
     def victim(self) -> Residence | None:
         """Takes out the residence to evict next, or returns None when there is none."""
 
-
-class LeastRecentlyUsed:
-    """LRU over leaves. Use is settled lazily: a queued residence keeps the place of its old last use
-    and is re-sorted only when it reaches the front, so each use costs at most one re-sort later on.
-    """
-
-    def __init__(self) -> None:
-        self._queue: SortedList[tuple[int, int, Residence]] = SortedList()
-
-    def add(self, residence: Residence) -> None:
-        """See `EvictionPolicy.add`."""
-        if residence.queued_at < 0:
-            residence.queued_at = residence.last_use
-            self._queue.add((residence.queued_at, id(residence), residence))
-
-    def discard(self, residence: Residence) -> None:
-        """See `EvictionPolicy.discard`."""
-        if residence.queued_at >= 0:
-            self._queue.remove((residence.queued_at, id(residence), residence))
-            residence.queued_at = -1
-
-    def victim(self) -> Residence | None:
-        """See `EvictionPolicy.victim`."""
-        while self._queue:
-            queued_at, _, residence = self._queue.pop(0)
-            residence.queued_at = -1
-            if not residence.evictable:
-                continue
-            if residence.last_use > queued_at:
-                self.add(residence)
-                continue
-            return residence  # type: ignore[no-any-return]
-        return None
-
-    def __len__(self) -> int:
-        return len(self._queue)
+    def __contains__(self, residence: Residence) -> bool:
+        """Whether it is queued: every evictable residence of the tier is."""

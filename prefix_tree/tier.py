@@ -8,10 +8,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.node import Residence
-from kvtrie.prefix_tree.policy import EvictionPolicy, LeastRecentlyUsed
+from kvtrie.prefix_tree.policies.lru import LeastRecentlyUsed
+from kvtrie.prefix_tree.policies.scope_limits import ScopeLimits
+from kvtrie.prefix_tree.policy import EvictionPolicy
 
 
 @dataclass(slots=True)
@@ -25,12 +29,38 @@ class ScopeBytes:
 
 
 class Tier:
-    """Book-keeping of one tier; the bytes themselves belong to the pool or store behind it."""
+    """Book-keeping of one tier; the bytes themselves belong to the pool or store behind it.
 
-    def __init__(self, name: str, capacity_bytes: int, policy: EvictionPolicy | None = None) -> None:
+    Args:
+        name: shown in dumps and figures.
+        capacity_bytes: all there is.
+        policy: who goes next; LRU when left out.
+        shares: bytes that each named scope keeps while others have leaves above theirs to give.
+        quotas: bytes that each named scope may occupy: what it holds beyond goes before all else. The tree
+            does not refuse what is stored; ask `over_quota_bytes` before, or evict after.
+
+    Raises:
+        InputError: shares below zero or above the capacity together, or a quota below its scope's share.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        capacity_bytes: int,
+        policy: EvictionPolicy | None = None,
+        *,
+        shares: Mapping[str, int] | None = None,
+        quotas: Mapping[str, int] | None = None,
+    ) -> None:
         self.name = name
         self.capacity_bytes = capacity_bytes
         self.policy: EvictionPolicy = policy if policy is not None else LeastRecentlyUsed()
+        self._quotas = dict(quotas or {})
+        self._limits: ScopeLimits | None = None
+        if shares or quotas:
+            _check_limits(name, capacity_bytes, shares or {}, self._quotas)
+            self._limits = ScopeLimits(self.policy, shares or {}, self._quotas, self.occupied_bytes)
+            self.policy = self._limits
         self.used_bytes = 0
         self.pending_bytes = 0
         self.chunks = 0
@@ -47,6 +77,8 @@ class Tier:
         assert size_bytes <= self.free_bytes, (size_bytes, self.free_bytes)
         self.pending_bytes += size_bytes
         self._scope(scope).pending_bytes += size_bytes
+        if self._limits is not None:
+            self._limits.grew(scope, size_bytes)
 
     def unreserve(self, scope: str, size_bytes: int) -> None:
         """Gives back what `reserve` booked."""
@@ -61,14 +93,38 @@ class Tier:
         assert self.used_bytes + self.pending_bytes <= self.capacity_bytes, self.name
         self.chunks += chunks
         self._scope(scope).used_bytes += size_bytes
+        if self._limits is not None:
+            self._limits.grew(scope, size_bytes)
 
-    def left(self, residence: Residence) -> None:
-        """Books a node that is resident no longer."""
-        scope = residence.node.root.scope
-        self.used_bytes -= residence.size_bytes
+    def left(self, scope: str, size_bytes: int) -> None:
+        """Books a node of `scope` that is resident no longer."""
+        self.used_bytes -= size_bytes
         self.chunks -= 1
-        self._scope(scope).used_bytes -= residence.size_bytes
+        self.scopes[scope].used_bytes -= size_bytes
         self._forget_if_empty(scope)
+
+    def occupied_bytes(self, scope: str) -> int:
+        """What a scope occupies here: chunks in the tree, and what its requests have reserved."""
+        booked = self.scopes.get(scope)
+        return 0 if booked is None else booked.used_bytes + booked.pending_bytes
+
+    def over_quota_bytes(self, scope: str, more_bytes: int = 0) -> int:
+        """What a scope has to give up before it may occupy `more_bytes` more; 0 where it has no quota."""
+        if scope not in self._quotas:
+            return 0
+        return max(0, self.occupied_bytes(scope) + more_bytes - self._quotas[scope])
+
+    def victim(self, scope: str | None = None) -> Residence | None:
+        """Takes out the leaf to evict next, or of one scope that has a quota; None when there is none.
+
+        Raises:
+            InputError: the scope has no quota here: its leaves are not kept apart.
+        """
+        if scope is None:
+            return self.policy.victim()
+        if self._limits is None or scope not in self._quotas:
+            raise InputError(f"scope {scope} has no quota in tier {self.name}; evict without naming a scope")
+        return self._limits.victim_of(scope)
 
     def settle(self, residence: Residence) -> None:
         """Queues the residence for eviction if nothing keeps it."""
@@ -85,3 +141,24 @@ class Tier:
         booked = self.scopes[scope]
         if booked.used_bytes == 0 and booked.pending_bytes == 0:
             del self.scopes[scope]
+
+
+def _check_limits(
+    name: str, capacity_bytes: int, shares: Mapping[str, int], quotas: Mapping[str, int]
+) -> None:
+    for scope, share in shares.items():
+        if share < 0:
+            raise InputError(
+                f"minimum share of scope {scope} in tier {name} is {share} bytes; give 0 or more"
+            )
+        if share > quotas.get(scope, share):
+            raise InputError(
+                f"scope {scope} may occupy {quotas[scope]} bytes of tier {name}, and keep {share}"
+            )
+    if sum(shares.values()) > capacity_bytes:
+        raise InputError(
+            f"minimum shares in tier {name} are {sum(shares.values())} bytes together, of {capacity_bytes}"
+        )
+    for scope, quota in quotas.items():
+        if quota < 1:
+            raise InputError(f"quota of scope {scope} in tier {name} is {quota} bytes; give at least 1")

@@ -26,17 +26,18 @@ class Tombstones:
     """A bounded ring per scope; the oldest goes first."""
 
     def __init__(self, per_scope: int) -> None:
-        self._per_scope = per_scope
+        self.per_scope = per_scope
+        """Most that a scope remembers; 0 for none at all."""
         self._rings: dict[str, OrderedDict[bytes, Tombstone]] = {}
 
     def add(self, scope: str, stone: Tombstone) -> None:
         """Remembers an eviction, forgetting the scope's oldest when the ring is full."""
-        if self._per_scope < 1:
+        if self.per_scope < 1:
             return
         ring = self._rings.setdefault(scope, OrderedDict())
         ring.pop(stone.key, None)
         ring[stone.key] = stone
-        if len(ring) > self._per_scope:
+        if len(ring) > self.per_scope:
             ring.popitem(last=False)
 
     def discard(self, scope: str, key: bytes) -> None:

@@ -81,6 +81,7 @@ class PrefixTree:
         self._digest = digest
         self._roots: dict[bytes, Root] = {}
         self._index: dict[bytes, Node] = {}
+        self._matching = Matching(self._index, digest, chunk_tokens)
         self._tick = 0
 
     # ---- reading
@@ -116,7 +117,7 @@ class PrefixTree:
         and so do the tenant's own continuations of them. Pass all tokens but the last: a hit must leave
         one token to compute. Changes nothing.
         """
-        return Matching(self._index, self._digest, self.chunk_tokens).longest(root, tokens, readable)
+        return self._matching.longest(root, tokens, readable)
 
     def chain_key(self, namespace: bytes, tokens: bytes, chunks: int) -> bytes:
         """Chunk key of the `chunks`-th whole chunk of `tokens` in a namespace; its digest for none."""
@@ -129,23 +130,34 @@ class PrefixTree:
     # ---- holding
 
     def lease(self, match: Match) -> Lease:
-        """Holds a match's path until `release`, and counts the hit.
+        """Holds a match's path until `release`, and counts the request: a hit, and a use of the path.
 
         O(tiers), and a walk up the path in each tier that does not hold its last chunk.
         """
         if match.cached_tokens:
             (match.partial if match.partial is not None else match.node).hits += 1
-        return self.lease_node(match.node)
+        return self.lease_node(match.node, uses=1)
 
-    def lease_node(self, node: Node) -> Lease:
-        """Holds the path to `node` without counting a hit."""
-        lease = Lease(node, self._hold(node))
+    def lease_node(self, node: Node, uses: int = 0) -> Lease:
+        """Holds the path to `node` without counting a hit; counts as `uses` uses, one if it is for a request."""
+        held = residences_to_hold(node)
+        if uses:
+            for residence in held:
+                residence.uses += uses
+                self.tiers[residence.tier].policy.used(residence, self._tick + 1)
+        self._hold(node, held)
+        lease = Lease(node, held, uses)
         self.leases.add(lease)
         return lease
 
     def extend(self, lease: Lease, node: Node) -> None:
-        """Moves a lease to another node of the tree, which must be resident."""
-        held = self._hold(node)
+        """Moves a lease, and the use it counts for, to another node of the tree, which must be resident."""
+        held = residences_to_hold(node)
+        self._hold(node, held)
+        for residence in held:
+            residence.uses += lease.uses
+        for residence in lease.held:
+            residence.uses -= lease.uses
         self._unhold(lease.held)
         lease.node, lease.held = node, held
 
@@ -177,7 +189,8 @@ class PrefixTree:
                     f"pinning {name or 'this path'} would hold {pinned} bytes for scope {scope}, whose "
                     f"budget is {self._pin_budget_bytes}; unpin something, or raise the budget"
                 )
-        pin = Pin(node, self._hold(node), name, expires_at)
+        pin = Pin(node, residences_to_hold(node), name, expires_at)
+        self._hold(node, pin.held)
         self.pins.add(pin)
         return pin
 
@@ -200,12 +213,10 @@ class PrefixTree:
                 nodes.update(pin.node.path())
         return sum(max((r.size_bytes for r in node.at if r is not None), default=0) for node in nodes)
 
-    def _hold(self, node: Node) -> list[Residence]:
-        held = residences_to_hold(node)
+    def _hold(self, node: Node, held: list[Residence]) -> None:
         self._touch(node, held)
         for residence in held:
             residence.holds += 1
-        return held
 
     def _unhold(self, held: list[Residence]) -> None:
         for residence in held:
@@ -312,9 +323,9 @@ class PrefixTree:
             chunk = tokens[end - step : end]
             key = digest(key + chunk)
             child = Node(node, root, key, chunk, tiers, now)
-            node.children = [child]
+            node.children = child
             index.setdefault(key, child)
-            above.children = 1
+            above.children = above.children_ever = 1
             child.at[tier] = above = Residence(child, tier, handle, size_bytes, tick)
             if self.tombstones:
                 self.tombstones.discard(root.scope, key)
@@ -348,6 +359,7 @@ class PrefixTree:
         node.at[tier] = residence
         if above is not None:
             above.children += 1
+            above.children_ever += 1
         if self.tombstones:
             self.tombstones.discard(root.scope, key)
         return node
@@ -360,40 +372,50 @@ class PrefixTree:
 
     # ---- shrinking
 
-    def evict(self, tier: int, size_bytes: int, reason: str = "least recently used") -> list[Evicted]:
+    def evict(
+        self, tier: int, size_bytes: int, reason: str = "least recently used", scope: str | None = None
+    ) -> list[Evicted]:
         """Takes leaves out of a tier until `size_bytes` are freed or nothing more may go.
 
+        With `scope`, which must have a quota in that tier, only chunks of that scope go.
         Returns what left, in the order it left; the caller owns the handles.
         """
         if self.pins:
             self.expire_pins()
         evicted: list[Evicted] = []
-        freed, policy = 0, self.tiers[tier].policy
-        while freed < size_bytes and (residence := policy.victim()) is not None:
-            self._leave(residence, reason)
+        freed, place, now = 0, self.tiers[tier], self.clock()
+        while freed < size_bytes and (residence := place.victim(scope)) is not None:
+            self._leave(residence, place, reason, now)
             evicted.append(Evicted(residence.node, residence.handle, residence.size_bytes))
             freed += residence.size_bytes
+        if evicted:
+            self.evictions[reason] += len(evicted)
         return evicted
 
-    def _leave(self, residence: Residence, reason: str) -> None:
-        node, tier = residence.node, self.tiers[residence.tier]
-        tier.left(residence)
-        node.at[residence.tier] = None
+    def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> None:
+        node, number = residence.node, residence.tier
+        tier.left(node.root.scope, residence.size_bytes)
+        node.at[number] = None
         parent = node.parent
         assert parent is not None
-        above = parent.at[residence.tier]
+        parent.last_used_at = max(parent.last_used_at, node.last_used_at)
+        above = parent.at[number]
         if above is not None:
             above.children -= 1
-            above.last_use = max(above.last_use, residence.last_use)
+            above.uses += residence.uses
+            if residence.last_use > above.last_use:
+                above.last_use = residence.last_use
+            if residence.credit > above.credit:
+                above.credit = residence.credit
             tier.settle(above)
-        self.evictions[reason] += 1
-        self.tombstones.add(node.root.scope, Tombstone(node.key, node.depth, tier.name, self.clock(), reason))
+        if self.tombstones.per_scope:
+            self.tombstones.add(node.root.scope, Tombstone(node.key, node.depth, tier.name, now, reason))
         self._detach_if_empty(node)
 
     def _detach_if_empty(self, node: Node) -> None:
-        if node.is_resident or node.claim is not None:
+        if node.claim is not None or node.is_resident:
             return
-        if node.children or node.grafts:
+        if node.children is not None or node.grafts is not None:
             # Somebody else stored a claimed chunk, and it has gone before the claimant came to it: what is
             # pending below says who is to compute it after all.
             node.claim = node.all_children()[0].claim

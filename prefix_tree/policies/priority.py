@@ -1,0 +1,85 @@
+"""Priorities that expire."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.node import Residence
+from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, Rank
+
+
+class PriorityWithExpiry:
+    """What has not been used for `ttl_seconds` goes first, the longest unused before all; then the lowest
+    priority; among equals, LRU. (Retention priority with a duration, as TensorRT-LLM has it:
+    `KvCacheRetentionConfig`.)
+
+    Args:
+        priorities: of each scope, the higher kept longer; 0 where a scope is not named.
+        ttl_seconds: how long a priority holds after a use; None for ever.
+        clock: unix seconds; the tree's own, where that is not `time.time`.
+
+    Raises:
+        InputError: `ttl_seconds` is not positive.
+    """
+
+    def __init__(
+        self,
+        priorities: Mapping[str, float] | None = None,
+        ttl_seconds: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if ttl_seconds is not None and ttl_seconds <= 0:
+            raise InputError(f"ttl_seconds={ttl_seconds} is not positive; leave it out for no expiry")
+        self._priorities = dict(priorities or {})
+        self._ttl_seconds = ttl_seconds
+        self._clock = clock
+        self._by_priority = LeafQueue(self._priority)
+        self._by_age = LeafQueue(_by_age)
+
+    def add(self, residence: Residence) -> None:
+        """See `EvictionPolicy.add`."""
+        if residence not in self._by_priority:
+            self._by_priority.push(residence)
+        if self._ttl_seconds is not None and residence not in self._by_age:
+            self._by_age.push(residence)
+
+    def discard(self, residence: Residence) -> None:
+        """See `EvictionPolicy.discard`."""
+        self._by_priority.discard(residence)
+        self._by_age.discard(residence)
+
+    def used(self, residence: Residence, tick: int) -> None:
+        """See `EvictionPolicy.used`."""
+
+    def victim(self) -> Residence | None:
+        """See `EvictionPolicy.victim`."""
+        residence = self._expired()
+        if residence is None:
+            residence = self._by_priority.pop()
+        if residence is not None:
+            self.discard(residence)
+        return residence
+
+    def _expired(self) -> Residence | None:
+        if self._ttl_seconds is None:
+            return None
+        oldest = self._by_age.pop()
+        if oldest is None or oldest.node.last_used_at + self._ttl_seconds <= self._clock():
+            return oldest
+        self._by_age.push(oldest)
+        return None
+
+    def _priority(self, residence: Residence) -> Rank:
+        return self._priorities.get(residence.node.root.scope, 0.0), residence.last_use
+
+    def __contains__(self, residence: Residence) -> bool:
+        return residence in self._by_priority
+
+    def __len__(self) -> int:
+        return len(self._by_priority)
+
+
+def _by_age(residence: Residence) -> Rank:
+    return residence.node.last_used_at, residence.last_use
