@@ -51,6 +51,12 @@ class FarthestNextUse:
         assert isinstance(residence.handle, int)
         self._queued.pop(residence.handle, None)
 
+    def used(self, residence: Residence, tick: int) -> None:
+        """See `EvictionPolicy.used`: the future has told already."""
+
+    def __contains__(self, residence: Residence) -> bool:
+        return residence.handle in self._queued
+
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
         while self._heap:

@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from kvtrie.api.trace.opt import FarthestNextUse
 from kvtrie.api.trace.trace import Trace
-from kvtrie.prefix_tree import EvictionPolicy, LeastRecentlyUsed
+from kvtrie.prefix_tree import EvictionPolicy
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.policies import POLICIES, policy_named
 
 OPT = "opt"
 
 
 def simulated_policies() -> tuple[str, ...]:
     """Names for `--policy`, sorted, OPT last."""
-    return ("lru", OPT)
+    return (*sorted(POLICIES), OPT)
 
 
 def check_policy(name: str) -> None:
@@ -27,7 +28,9 @@ def check_policy(name: str) -> None:
         raise InputError(f"policy {name!a} is none of {', '.join(simulated_policies())}")
 
 
-def fresh_policy(name: str, trace: Trace) -> tuple[EvictionPolicy, Callable[[int], None] | None]:
+def fresh_policy(
+    name: str, trace: Trace, capacity_blocks: int
+) -> tuple[EvictionPolicy, Callable[[int], None] | None]:
     """A policy for one replay of `trace`, and what it wants to be told of each request.
 
     Raises:
@@ -37,4 +40,4 @@ def fresh_policy(name: str, trace: Trace) -> tuple[EvictionPolicy, Callable[[int
     if name == OPT:
         opt = FarthestNextUse(trace)
         return opt, opt.before_request
-    return LeastRecentlyUsed(), None
+    return policy_named(name, capacity_chunks=capacity_blocks), None

@@ -83,7 +83,8 @@ def replay(
         matched[index] = have = len(match.path)
         lease = tree.lease(match)
         if start + have < end:
-            tree.insert_path(match, tokens, 0, numbers[start + have : end].tolist(), 1)
+            stored = tree.insert_path(match, tokens, 0, numbers[start + have : end].tolist(), 1)
+            tree.extend(lease, stored[-1])
         tree.release(lease)
         if tier.used_bytes > capacity_blocks:
             ages.add(tree.evict(0, tier.used_bytes - capacity_blocks), now)

@@ -107,9 +107,11 @@ class Shards:
             return 0.0
         reuses = self._reuses.copy()
         reuses[0] += self._expected - reuses.sum() - self._first_uses
-        place = _place(np.array([max(0.0, capacity_blocks - 1.0)]))[0]
+        place = float(_place(np.array([max(0.0, capacity_blocks)]))[0])
         whole = min(int(place), _BINS - 1)
-        served = reuses[:whole].sum() + (place - whole) * reuses[whole]
+        # Small distances have a bin each, which is served or not; further on a bin is many distances.
+        part = place - whole if capacity_blocks > BINS_PER_OCTAVE else 0.0
+        served = reuses[:whole].sum() + part * reuses[whole]
         return float(min(1.0, max(0.0, served / self._expected)))
 
     def _use(self, sample: list[int], first_of_request: Ints) -> None:
@@ -151,10 +153,9 @@ class Shards:
 
     def _lower(self) -> None:
         """Lowers the threshold until some of the sample goes, and takes everything to the new rate."""
-        hashes = sorted(self._last)
-        over_budget = len(hashes) > self._budget
-        kept = int(KEPT * self._budget) if over_budget else len(hashes) // 2
-        threshold = max(1, hashes[kept])
+        hashes = np.fromiter(self._last, np.uint64, len(self._last))
+        kept = int(KEPT * self._budget) if len(hashes) > self._budget else len(hashes) // 2
+        threshold = max(1, int(np.partition(hashes, kept)[kept]))
         ratio = threshold / self._threshold
         self._threshold = threshold
         self._reuses *= ratio
@@ -162,7 +163,7 @@ class Shards:
         self._expected *= ratio
         self._drawn = self._seen_at_rate = 0
         self._last = {block: tick for block, tick in self._last.items() if block < threshold}
-        self._ticks = np.array(sorted(self._last.values()), np.int64)
+        self._ticks = np.sort(np.fromiter(self._last.values(), np.int64, len(self._last)))
 
 
 def _place(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -111,7 +111,7 @@ def simulate(
     rows, replayed = [], []
     for name in policies:
         for capacity, blocks in zip(capacities, sizes):
-            policy, before_request = fresh_policy(name, trace)
+            policy, before_request = fresh_policy(name, trace, blocks)
             result = replay(trace, blocks, policy, name, before_request=before_request, progress=progress)
             of_whom: list[int | None] = [None]
             if per_tenant:
