@@ -8,7 +8,7 @@ capacity. A request may overflow the capacity until it is through, and lose its 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ def replay(
     policy: EvictionPolicy,
     name: str = "",
     *,
+    shares: Mapping[str, int] | None = None,
     before_request: Callable[[int], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReplayResult:
@@ -64,11 +65,13 @@ def replay(
     Args:
         policy: a fresh one; its order is the tier's.
         name: of the policy, for the result.
+        shares: blocks that each named tenant keeps while others have some to give; see `Tier`.
         before_request: told the index of each request before it is matched.
         progress: told, now and then, how many more requests are through.
     """
     started, now = time.perf_counter(), 0.0
-    tier = Tier("device", _NO_LIMIT, policy)
+    kept = {scope_of(tenant): blocks for tenant, blocks in (shares or {}).items()}
+    tier = Tier("device", _NO_LIMIT, policy, shares=kept)
     tree = PrefixTree(1, [tier], clock=lambda: now, tombstones_per_scope=0)
     roots = _roots(tree, trace)
     starts, times = trace.starts.tolist(), trace.times.tolist()
@@ -96,12 +99,17 @@ def replay(
     return ReplayResult(trace, name, capacity_blocks, matched, ages, time.perf_counter() - started)
 
 
+def scope_of(tenant: str) -> str:
+    """The scope that a tenant of a trace has in the replay's tree."""
+    return f"tenant:{tenant}"
+
+
 def _roots(tree: PrefixTree, trace: Trace) -> list[Root]:
     """Each request's root: that of the tenant who was first to bring its first block.
 
     Ids are prefixes, so tenants that share a first block share the path, and whoever brought it pays for it.
     """
-    of_tenant = [tree.root(Namespace(f"tenant:{tenant}", chunk_tokens=1)) for tenant in trace.tenants]
+    of_tenant = [tree.root(Namespace(scope_of(tenant), chunk_tokens=1)) for tenant in trace.tenants]
     homes: dict[int, Root] = {}
     roots = []
     for start, end, tenant in zip(trace.starts, trace.starts[1:], trace.tenant_of):

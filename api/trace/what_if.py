@@ -60,6 +60,12 @@ class WhatIf:
                 if chunks.get(scope)
             }
 
+    def curve(self, scope: str) -> Shards | None:
+        """A scope's curve, with all that was observed; None where it is not followed."""
+        with self._lock:
+            self._settle()
+            return self._curves.get(scope)
+
     def _settle(self) -> None:
         for scope, waiting in self._waiting.items():
             # Chunk keys are hashes: half of one is as good a random number as any.
