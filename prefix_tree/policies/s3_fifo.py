@@ -44,11 +44,11 @@ class S3Fifo:
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
+        self._latest_tick = max(self._latest_tick, residence.last_use)
         if residence in self:
             return
-        self._latest_tick = max(self._latest_tick, residence.last_use)
         if residence not in self._spent:
-            self._spent[residence] = min(1, residence.uses)
+            self._spent[residence] = 1
             residence.credit = max(residence.credit, residence.stored_at)
             if self._gone.take(residence.node.key):
                 self._in_main.add(residence)

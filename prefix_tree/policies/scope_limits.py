@@ -14,7 +14,8 @@ class ScopeLimits:
     """Evicts in the order of another policy, but
 
     * first from scopes above their quota, least recently used leaves first;
-    * never so that a scope falls below its minimum share, while any other leaf can go.
+    * never so that a scope falls below its minimum share, while another has a largest chunk's bytes or more
+      above its own and a leaf to give.
 
     A leaf that comes up while its scope needs it is put aside, in a queue of the scope's own. As the scope
     grows, as many bytes as it grew by come back, the least recently used first. So every leaf put aside is paid

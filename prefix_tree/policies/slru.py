@@ -29,9 +29,9 @@ class SegmentedLru:
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
+        self._latest_tick = max(self._latest_tick, residence.last_use)
         if residence in self:
             return
-        self._latest_tick = max(self._latest_tick, residence.last_use)
         (self._protected if _deserves_protection(residence) else self._probation).push(residence)
 
     def discard(self, residence: Residence) -> None:
@@ -49,7 +49,7 @@ class SegmentedLru:
                 demoted = self._protected.pop()
                 if demoted is None:
                     break
-                demoted.credit = self._latest_tick
+                demoted.credit = max(self._latest_tick, demoted.last_use)
                 self._probation.push(demoted)
             residence = self._probation.pop()
             if residence is None:

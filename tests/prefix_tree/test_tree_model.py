@@ -7,12 +7,15 @@ scope's path changes scope on the way. The model never looks at keys, parents, c
 from __future__ import annotations
 
 import functools
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -36,6 +39,7 @@ from kvtrie.prefix_tree import (
     Tier,
     check,
 )
+from kvtrie.prefix_tree.policies import POLICIES, policy_named
 
 Path = tuple[tuple[str, tuple[int, ...]], ...]
 """Steps from the first chunk to the last: the scope that owns it, and its tokens."""
@@ -87,8 +91,11 @@ class Naive:
     """Latest use of each stored path or of one that continues it, by tier."""
     pending: dict[Path, object] = field(default_factory=dict)
     """Paths being computed, and the claim that computes them."""
-    holds: dict[object, tuple[Path, frozenset[tuple[int, Path]]]] = field(default_factory=dict)
-    """Leases and pins: the path, and everything of it that was stored when the hold began."""
+    uses: tuple[dict[Path, int], ...] = field(default_factory=lambda: ({}, {}))
+    """Requests that went through each stored path while it was stored, by tier."""
+    holds: dict[object, tuple[Path, frozenset[tuple[int, Path]], int]] = field(default_factory=dict)
+    """Leases and pins: the path, everything of it that was stored when the hold began, and whether it is for
+    a request."""
     ticks: int = 0
 
     def resident(self) -> set[Path]:
@@ -122,41 +129,45 @@ class Naive:
         for tier, path in touched:
             self.used[tier][path] = self.ticks
 
-    def hold(self, holder: object, path: Path) -> None:
+    def hold(self, holder: object, path: Path, uses: int = 0) -> None:
+        """A new hold, or one that moves here; a request that moves is still one use of each path it is on."""
         stored = frozenset((t, p) for t in (DEVICE, HOST) for p in prefixes(path) if p in self.sizes[t])
         self.use(stored)
-        self.holds[holder] = (path, stored)
+        if holder in self.holds:
+            _, left, uses = self.holds[holder]
+            for tier, above in left:
+                self.uses[tier][above] -= uses
+        for tier, above in stored:
+            self.uses[tier][above] += uses
+        self.holds[holder] = (path, stored, uses)
 
     def store(self, tier: int, path: Path, size_bytes: int) -> bool:
         """Whether it was new there."""
         if path in self.sizes[tier]:
             return False
         self.sizes[tier][path] = size_bytes
+        self.uses[tier][path] = 0
         self.pending.pop(path, None)
         self.use({(tier, above) for above in prefixes(path)})
         return True
 
-    def evict(self, tier: int, size_bytes: int) -> list[Path]:
-        """Least recently used first, only what has nothing below it in the tier and nobody holds."""
-        gone: list[Path] = []
-        freed = 0
-        while freed < size_bytes:
-            here = self.sizes[tier]
-            inner = {path[:-1] for path in here}
-            held = {path for _, stored in self.holds.values() for t, path in stored if t == tier}
-            leaves = [path for path in here if path not in inner and path not in held]
-            if not leaves:
-                break
-            victim = min(leaves, key=lambda path: self.used[tier][path])
-            freed += here.pop(victim)
-            del self.used[tier][victim]
-            gone.append(victim)
-            if victim not in self.resident():
-                # Still to be computed by the claim that is computing what continues it.
-                below = [claim for path, claim in self.pending.items() if path[:-1] == victim]
-                if below:
-                    self.pending[victim] = below[0]
-        return gone
+    def leaves(self, tier: int) -> list[Path]:
+        """What has nothing below it in the tier and nobody holds, least recently used first."""
+        here = self.sizes[tier]
+        inner = {path[:-1] for path in here}
+        held = {path for _, stored, _ in self.holds.values() for t, path in stored if t == tier}
+        leaves = [path for path in here if path not in inner and path not in held]
+        return sorted(leaves, key=lambda path: self.used[tier][path])
+
+    def take_out(self, tier: int, path: Path) -> None:
+        """One leaf goes."""
+        for of_tier in (self.sizes, self.used, self.uses):
+            del of_tier[tier][path]
+        if path not in self.resident():
+            # Still to be computed by the claim that is computing what continues it.
+            below = [claim for pending, claim in self.pending.items() if pending[:-1] == path]
+            if below:
+                self.pending[path] = below[0]
 
     def pinned_bytes(self, scope: str, pins: Sequence[Path]) -> int:
         paths = {above for path in pins if path[-1][0] == scope for above in prefixes(path)}
@@ -182,6 +193,7 @@ PROMPT = st.tuples(st.integers(0, 31), st.integers(0, 16), st.lists(TOKEN, max_s
 View = tuple[str, tuple[str, ...]]
 VIEW = st.sampled_from(VIEWS)
 SIZE = st.sampled_from((1, 1, 2, 3))
+LARGEST = 3
 TIER = st.sampled_from((DEVICE, DEVICE, HOST))
 PICK = st.integers(0, 31)
 
@@ -190,6 +202,7 @@ class TreeMachine(RuleBasedStateMachine):
     """Every rule does one thing to tree and model, and compares what came of it."""
 
     key_bits = 128
+    policy = "lru"
     steps_taken = 0
 
     @initialize(
@@ -201,7 +214,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.chunk = chunk_tokens
         self.tree = PrefixTree(
             chunk_tokens,
-            [Tier("device", CAPACITY_BYTES[DEVICE]), Tier("host", CAPACITY_BYTES[HOST])],
+            [self.tier("device", DEVICE), self.tier("host", HOST)],
             digest=self.digest,
             clock=lambda: self.now,
             tombstones_per_scope=3,
@@ -219,6 +232,11 @@ class TreeMachine(RuleBasedStateMachine):
         self.hits = 0
         for view, drawn, size_bytes, tier in stored:
             self.store_new(view, self.prompt(drawn), size_bytes, tier, at_once=True)
+
+    def tier(self, name: str, number: int) -> Tier:
+        parameters = {"clock": lambda: self.now, "ttl_seconds": 20} if self.policy == "priority" else {}
+        policy = policy_named(self.policy, capacity_chunks=8, **parameters)
+        return Tier(name, CAPACITY_BYTES[number], policy)
 
     def digest(self, data: bytes) -> bytes:
         key = int.from_bytes(xxh3_128_digest(data), "big") % (1 << self.key_bits)
@@ -283,12 +301,12 @@ class TreeMachine(RuleBasedStateMachine):
     def hold(self, match: Match) -> Lease:
         lease = self.tree.lease(match)
         self.hits += match.cached_tokens > 0
-        self.naive.hold(lease, self.path_of(match.node))
+        self.naive.hold(lease, self.path_of(match.node), uses=1)
         return lease
 
     def let_go(self, lease: Lease) -> None:
         self.tree.release(lease)
-        _, stored = self.naive.holds.pop(lease)
+        _, stored, _ = self.naive.holds.pop(lease)
         self.naive.use(stored)
 
     def make_room(self, tier: int, size_bytes: int) -> bool:
@@ -300,15 +318,26 @@ class TreeMachine(RuleBasedStateMachine):
     def take_out(self, tier: int, size_bytes: int) -> list[Path]:
         self.forget_expired()
         handles = {path: node.at[tier].handle for path, node in self.nodes().items() if node.at[tier]}
-        sizes = dict(self.naive.sizes[tier])
-        expected = self.naive.evict(tier, size_bytes)
-        evicted = self.tree.evict(tier, size_bytes, "test")
-        assert [self.path_of(gone.node) for gone in evicted] == expected
-        assert [gone.size_bytes for gone in evicted] == [sizes[path] for path in expected]
-        assert [gone.handle for gone in evicted] == [handles[path] for path in expected]
-        for path, gone in zip(expected, evicted):
-            assert self.tree.tombstones.find(path[-1][0], gone.node.key) is not None or len(expected) > 3
-        return expected
+        gone = self.tree.evict(tier, size_bytes, "test")
+        paths = [self.path_of(evicted.node) for evicted in gone]
+        missing = size_bytes
+        for path, evicted in zip(paths, gone):
+            assert missing > 0, "no more than was asked for"
+            assert path in self.allowed_victims(tier)
+            assert (evicted.handle, evicted.size_bytes) == (handles[path], self.naive.sizes[tier][path])
+            missing -= evicted.size_bytes
+            self.naive.take_out(tier, path)
+            assert self.tree.tombstones.find(path[-1][0], evicted.node.key) is not None or len(gone) > 3
+        assert missing <= 0 or not self.naive.leaves(tier), "as much as was asked for"
+        return paths
+
+    def allowed_victims(self, tier: int) -> list[Path]:
+        """Which leaves may go next: of LRU and LFU one, of other policies any."""
+        leaves = self.naive.leaves(tier)
+        uses = self.naive.uses[tier]
+        if self.policy == "lru":
+            return leaves[:1]
+        return [min(leaves, key=lambda path: uses[path])] if self.policy == "lfu" else leaves
 
     def store(self, node: Node, tier: int, size_bytes: int) -> None:
         """Copies an existing node into one more tier."""
@@ -585,9 +614,21 @@ class TreeMachine(RuleBasedStateMachine):
             assert tier.free_bytes + sum(map(sum, scopes.values())) == tier.capacity_bytes
         pending = {path for path, node in named.items() if node.claim is not None}
         assert pending == set(self.naive.pending)
-        for _, held in self.naive.holds.values():
+        self.uses_equal(named)
+        for _, held, _ in self.naive.holds.values():
             assert all(path in self.naive.sizes[tier] for tier, path in held)
         assert sum(node.hits for node in (*nodes, *self.tree.roots())) == self.hits
+
+    def uses_equal(self, named: dict[Path, Node]) -> None:
+        """What a node's residences have counted at and below it is what the model counted for its path."""
+        for tier in (DEVICE, HOST):
+            below: Counter[Path] = Counter()
+            for path, node in reversed(named.items()):
+                residence = node.at[tier]
+                if residence is not None:
+                    below[path] += residence.uses
+                    below[path[:-1]] += below[path]
+                    assert below[path] == self.naive.uses[tier][path]
 
     def teardown(self) -> None:
         """Everything given back leaves nothing behind."""
@@ -627,6 +668,40 @@ class TwoBitKeys(TreeMachine):
     steps_taken = 0
 
 
+class FrequencyFirst(TreeMachine):
+    """LFU: exactly the least used leaf goes, the oldest of equals."""
+
+    policy = "lfu"
+    steps_taken = 0
+
+
+class Limited(TreeMachine):
+    """Minimum shares and quotas: who may go is decided by them first, then by LRU among the rest."""
+
+    steps_taken = 0
+    shares: ClassVar = {"tenant:a": 12, "shared:s": 6}
+    quotas: ClassVar = {"tenant:b": 10, "tenant:a": 20}
+
+    def tier(self, name: str, number: int) -> Tier:
+        return Tier(name, CAPACITY_BYTES[number], shares=self.shares, quotas=self.quotas)
+
+    def allowed_victims(self, tier: int) -> list[Path]:
+        leaves, sizes = self.naive.leaves(tier), self.naive.sizes[tier]
+        occupied: Counter[str] = Counter()
+        for path, size_bytes in sizes.items():
+            occupied[path[-1][0]] += size_bytes
+        for where, scope, size_bytes in self.booked:
+            occupied[scope] += size_bytes if where == tier else 0
+        over = [path for path in leaves if occupied[path[-1][0]] > self.quotas.get(path[-1][0], 99)]
+        if over:
+            oldest_of = {path[-1][0]: path for path in reversed(over)}
+            return list(oldest_of.values())
+        excess = {path: occupied[path[-1][0]] - self.shares.get(path[-1][0], 0) for path in leaves}
+        if all(excess[path] < LARGEST for path in leaves):
+            return leaves
+        return [path for path in leaves if excess[path] >= sizes[path]]
+
+
 @functools.cache
 def steps_of(machine: type[TreeMachine], examples: int) -> int:
     """Runs a machine once, the same way every time; returns how many steps it took."""
@@ -641,13 +716,21 @@ def steps_of(machine: type[TreeMachine], examples: int) -> int:
             database=None,
             print_blob=False,
             report_multiple_bugs=False,
+            phases=[Phase.generate] if os.environ.get("NOSHRINK") else list(Phase),
             suppress_health_check=list(HealthCheck),
         ),
     )
     return machine.steps_taken - before
 
 
-MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120}
+def machine_of(name: str) -> type[TreeMachine]:
+    """A machine whose tiers have another policy: any leaf may go, and everything else must hold."""
+    return type(f"Policy_{name}", (TreeMachine,), {"policy": name, "steps_taken": 0})
+
+
+MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120, FrequencyFirst: 40, Limited: 60} | {
+    machine_of(name): 8 for name in POLICIES if name not in ("lru", "lfu")
+}
 """Examples of each; sixty steps in most of them."""
 
 
