@@ -39,18 +39,14 @@ class Requests:
         path = match.path
         if len(path) < len(tokens):
             missing = range(len(tokens) - len(path))
-            path = path + self.tree.insert_path(
-                match, self.forest.bytes(tokens), DEVICE, missing, size_bytes
-            )
+            path = path + self.tree.insert_path(match, self.forest.bytes(tokens), DEVICE, missing, size_bytes)
             self.tree.extend(lease, path[-1])
         self.tree.release(lease)
         return path
 
     def gone(self, count: int = 1) -> list[int]:
         """Evicts so many chunks of one byte; the last token of each path that lost its end."""
-        return [
-            int.from_bytes(evicted.node.tokens, "little") for evicted in self.tree.evict(DEVICE, count)
-        ]
+        return [int.from_bytes(evicted.node.tokens, "little") for evicted in self.tree.evict(DEVICE, count)]
 
 
 @pytest.fixture
