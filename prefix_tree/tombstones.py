@@ -34,9 +34,11 @@ class Tombstones:
         """Remembers an eviction, forgetting the scope's oldest when the ring is full."""
         if self.per_scope < 1:
             return
-        ring = self._rings.setdefault(scope, OrderedDict())
-        ring.pop(stone.key, None)
+        ring = self._rings.get(scope)
+        if ring is None:
+            ring = self._rings[scope] = OrderedDict()
         ring[stone.key] = stone
+        ring.move_to_end(stone.key)
         if len(ring) > self.per_scope:
             ring.popitem(last=False)
 

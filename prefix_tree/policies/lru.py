@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from collections import deque
+from heapq import heappop, heappush
 
 from kvtrie.prefix_tree.node import Residence
 
@@ -12,39 +13,44 @@ class LeastRecentlyUsed:
     and is re-sorted only when it reaches the front, so each use costs at most one re-sort later on.
 
     A tick names one leaf at most: all that one tick touched in a tier lies on one path, and of a path only the
-    end is a leaf. So the heap holds bare ticks, which is half the memory and time of one of tuples.
+    end is a leaf. So bare ticks are queued. Most come in order, and wait in line; a heap takes those that do not:
+    leaves re-sorted, and inner nodes whose last child has gone.
     """
 
     def __init__(self) -> None:
         self._leaves: dict[int, Residence] = {}
         """Queued residences by the tick they are queued under."""
-        self._ticks: list[int] = []
-        """A heap of the ticks in `_leaves`, and of some whose residence was discarded."""
+        self._line: deque[int] = deque()
+        """Ticks in `_leaves` that came in order, and some whose residence was discarded."""
+        self._late: list[int] = []
+        """The other ticks, as a heap."""
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
         if residence.queued_at < 0:
             residence.queued_at = tick = residence.last_use
             self._leaves[tick] = residence
-            heappush(self._ticks, tick)
+            if not self._line or tick >= self._line[-1]:
+                self._line.append(tick)
+            else:
+                heappush(self._late, tick)
 
     def discard(self, residence: Residence) -> None:
         """See `EvictionPolicy.discard`."""
         if residence.queued_at >= 0:
             del self._leaves[residence.queued_at]
             residence.queued_at = -1
-            if len(self._ticks) > 2 * len(self._leaves) + 64:
-                self._ticks = list(self._leaves)
-                heapify(self._ticks)
+            if len(self._line) + len(self._late) > 2 * len(self._leaves) + 64:
+                self._line, self._late = deque(sorted(self._leaves)), []
 
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: `last_use` says all."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
-        ticks, leaves = self._ticks, self._leaves
-        while ticks:
-            tick = heappop(ticks)
+        line, late, leaves = self._line, self._late, self._leaves
+        while line or late:
+            tick = heappop(late) if late and not (line and line[0] < late[0]) else line.popleft()
             residence = leaves.pop(tick, None)
             if residence is None:
                 continue

@@ -7,7 +7,6 @@ scope's path changes scope on the way. The model never looks at keys, parents, c
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -716,7 +715,6 @@ def steps_of(machine: type[TreeMachine], examples: int) -> int:
             database=None,
             print_blob=False,
             report_multiple_bugs=False,
-            phases=[Phase.generate] if os.environ.get("NOSHRINK") else list(Phase),
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -728,8 +726,8 @@ def machine_of(name: str) -> type[TreeMachine]:
     return type(f"Policy_{name}", (TreeMachine,), {"policy": name, "steps_taken": 0})
 
 
-MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120, FrequencyFirst: 40, Limited: 60} | {
-    machine_of(name): 8 for name in POLICIES if name not in ("lru", "lfu")
+MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120, FrequencyFirst: 80, Limited: 120} | {
+    machine_of(name): 25 for name in POLICIES if name not in ("lru", "lfu")
 }
 """Examples of each; sixty steps in most of them."""
 
