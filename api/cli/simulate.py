@@ -7,9 +7,10 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from kvtrie.api.cli.console import write
@@ -22,6 +23,7 @@ from kvtrie.api.trace.open_trace import FORMS, open_trace
 from kvtrie.api.trace.plot import check_plot, plot_simulation
 from kvtrie.api.trace.policies import check_policy, simulated_policies
 from kvtrie.api.trace.simulation import Row, Simulation, joined, simulate
+from kvtrie.api.trace.trace import Trace
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "replay traces of real traffic: what would the hit ratio be with other memory, or another policy?"
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         check_plot(args.plot)
     encode = _encode(args.tokenizer)
-    traces = [open_trace(path, args.block_tokens, encode) for path in args.traces]
+    traces = _named_apart([open_trace(path, args.block_tokens, encode) for path in args.traces])
     block_bytes = [None if token_bytes is None else token_bytes * trace.block_tokens for trace in traces]
     for trace, size_bytes in zip(traces, block_bytes):
         # A capacity that means nothing is said at once, and not after a minute.
@@ -107,6 +109,17 @@ def _policies(text: str) -> list[str]:
     if len(set(names)) != len(names):
         raise InputError(f"--policy {text!a} names a policy twice")
     return names
+
+
+def _named_apart(traces: Sequence[Trace]) -> list[Trace]:
+    """The traces; of those with one name, the second is `name (2)`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for trace in traces:
+        seen[trace.name] += 1
+        again = seen[trace.name]
+        found.append(trace if again == 1 else replace(trace, name=f"{trace.name} ({again})"))
+    return found
 
 
 def _encode(name: str | None) -> Encode | None:

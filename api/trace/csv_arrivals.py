@@ -67,6 +67,8 @@ class CsvArrivals:
         columns: dict[str, int] = {}
         try:
             for row in rows:
+                if not row:
+                    continue
                 if not columns:
                     columns = self._columns(row, at)
                     continue

@@ -15,7 +15,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank.
+    """Number (from 1) and text of every line, blank ones included.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 or is a damaged gzip file.
@@ -26,8 +26,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             packed = raw.read(2) == _GZIP
             raw.seek(0)
             for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packed else raw, 1):
-                if not line.isspace():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise wrong(path, number, "is not UTF-8 text") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -37,12 +36,14 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of every line.
+    """Number and object of every line that is not blank.
 
     Raises:
         InputError: see `numbered_lines`; also a line that is no JSON object.
     """
     for number, line in numbered_lines(path):
+        if line.isspace():
+            continue
         try:
             said = json.loads(line)
         except (ValueError, RecursionError):

@@ -36,10 +36,10 @@ def trace_reader(path: Path, block_tokens: int = BLOCK_TOKENS, encode: Encode | 
     Raises:
         InputError: it cannot be read, is empty, or has none of the known forms.
     """
-    first = next(numbered_lines(path), None)
+    first = next((line for _, line in numbered_lines(path) if not line.isspace()), None)
     if first is None:
         raise InputError(f"trace {path} is empty")
-    if not first[1].lstrip().startswith("{"):
+    if not first.lstrip().startswith("{"):
         return CsvArrivals(path, block_tokens, encode)
     _, said = next(json_lines(path))
     for form in (MooncakeTrace, AgentSessions, RequestLog):

@@ -80,6 +80,7 @@ def test_csv(kvtrie, trace_file):
     assert len(rows) == 2 * 5
     assert set(FIELDS) | {"trace", "tenant"} <= set(rows[0])
     assert (rows[0]["trace"], rows[0]["tenant"], rows[0]["capacity"]) == ("chat", "", "1%")
+    assert rows[5]["trace"] == "chat (2)"
 
 
 def test_table(kvtrie, trace_file, tmp_path):

@@ -109,8 +109,8 @@ def test_csv_with_prompts(tmp_path: Path) -> None:
     path = tmp_path / "arrivals.csv"
     path.write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens,prompt,tenant\n"
-        '2023-11-16 18:15:46.6805900,9,44,"abcdefgh\nijklmnop",x\n'
-        "2023-11-16 18:15:47.1805900,,2,abcdefgh????????,y\n"
+        '2023-11-16 18:15:46.6805900,9,44,"abcdefg\n\nijklmno",x\n'
+        '2023-11-16 18:15:47.1805900,,2,"abcdefg\n????????",y\n'
     )
     reader = CsvArrivals(path, block_tokens=2)
     first, second = reader.requests()
