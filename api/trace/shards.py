@@ -11,7 +11,7 @@ They are counted for many requests at once, because a block at a time is what Py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ BUDGET = 8192
 KEPT = 0.75
 """Part of the budget that is kept when it is exceeded."""
 DRAWN_AT_ONE_RATE = 2048
-DRAWN_SHARE = 1 / 256
+DRAWN_SHARE = 1 / 512
 """Besides the budget: uses drawn at one rate may be this many, or this share of those seen at it. Then the rate
 is halved. It bounds the time that a small working set takes, whose blocks all fit the budget."""
 FEWEST = 512
@@ -30,9 +30,6 @@ BINS_PER_OCTAVE = 16
 _BINS = 40 * BINS_PER_OCTAVE
 _BATCH = 384
 _ALL = 1 << 64
-
-Hashes = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
 
 
 class Shards:
@@ -65,41 +62,38 @@ class Shards:
         """Block uses told of so far."""
         return self._seen
 
-    def observe(self, hashes: Hashes, lengths: Sequence[int] | Ints) -> None:
-        """Takes in requests: the hashes of their blocks in path order, and how many blocks each has.
+    @property
+    def threshold(self) -> int:
+        """A block is sampled while its hash is below this; it only ever falls."""
+        return self._threshold
 
-        Hashes must be uniform over uint64, and the same for the same block.
+    def observe(self, drawn: Iterable[Sequence[int]], lengths: Iterable[int]) -> None:
+        """Takes in requests.
+
+        Args:
+            drawn: of each request, its blocks' hashes in path order; those not below `threshold` may be left out.
+                Hashes must be uniform over uint64, and the same for the same block.
+            lengths: how many blocks each request has.
         """
-        ends = np.cumsum(lengths)
-        begin = start = 0
-        while begin < len(ends):
-            # As many requests as draw about what may be drawn before the rate is looked at again.
-            most = start + DRAWN_AT_ONE_RATE / self.rate
-            border = max(begin + 1, int(np.searchsorted(ends, most, side="right")))
-            stop = int(ends[border - 1])
-            self._observe(hashes[start:stop], ends[begin:border] - start)
-            begin, start = border, stop
-
-    def _observe(self, hashes: Hashes, ends: Ints) -> None:
-        self._seen += len(hashes)
-        self._seen_at_rate += len(hashes)
-        self._expected += len(hashes) * self.rate
-        drawn = np.flatnonzero(hashes <= np.uint64(self._threshold - 1))
-        if len(drawn):
-            request = np.searchsorted(ends, drawn, side="right")
-            # Tail to head within each request; drawn places ascend, so only the runs must be turned round.
-            starts = np.searchsorted(request, request)
-            stops = np.searchsorted(request, request, side="right")
-            drawn = drawn[starts + stops - 1 - np.arange(len(drawn))]
-            sample = hashes[drawn].tolist()
-            borders = [*np.flatnonzero(np.diff(request, prepend=-1)).tolist(), len(drawn)]
-            begin = 0
-            for border, following in zip(borders[1:], [*borders[2:], len(drawn) + _BATCH]):
-                if following - begin > _BATCH:
-                    self._use(sample[begin:border], starts[begin:border] - begin)
-                    begin = border
-        while self._is_over():
-            self._lower()
+        sample: list[int] = []
+        first_of_request: list[int] = []
+        threshold, rate = self._threshold, self.rate
+        for hashes, length in zip(drawn, lengths):
+            if hashes:
+                mine = [block for block in reversed(hashes) if block < threshold]
+                if sample and len(sample) + len(mine) > _BATCH:
+                    self._use(sample, first_of_request)
+                    sample, first_of_request = [], []
+                    if self._threshold < threshold:
+                        threshold, rate = self._threshold, self.rate
+                        mine = [block for block in mine if block < threshold]
+                first_of_request += [len(sample)] * len(mine)
+                sample += mine
+            self._seen += length
+            self._seen_at_rate += length
+            self._expected += length * rate
+        if sample:
+            self._use(sample, first_of_request)
 
     def hit_ratio(self, capacity_blocks: float) -> float:
         """LRU's fraction of blocks served with room for `capacity_blocks`; 0 before anything was seen."""
@@ -114,9 +108,10 @@ class Shards:
         served = reuses[:whole].sum() + part * reuses[whole]
         return float(min(1.0, max(0.0, served / self._expected)))
 
-    def _use(self, sample: list[int], first_of_request: Ints) -> None:
+    def _use(self, sample: list[int], firsts: Sequence[int]) -> None:
         """Counts the distances of a few whole requests, and moves their blocks to the top of the stack."""
         base, last = self._tick, self._last
+        first_of_request = np.array(firsts)
         previous_uses = []
         for tick, block in enumerate(sample, base):
             previous_uses.append(last.get(block, -1))
@@ -144,6 +139,8 @@ class Shards:
         is_last = np.ones(len(sample), bool)
         is_last[previous[previous >= base] - base] = False
         self._ticks = np.concatenate([self._ticks[stays], base + np.flatnonzero(is_last)])
+        while self._is_over():
+            self._lower()
 
     def _is_over(self) -> bool:
         if len(self._last) > self._budget:

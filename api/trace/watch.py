@@ -29,14 +29,13 @@ class TrafficWatch:
     def completed(self, completion: Completion, path: Sequence[Node]) -> None:
         """The engine is through with a request whose whole chunks, computed ones included, are `path`."""
         request = completion.request
-        keys = [node.key for node in path]
-        asked = min(len(keys), len(request.tokens) // self._chunk_tokens)
+        asked = min(len(path), len(request.tokens) // self._chunk_tokens)
         scope = request.root.scope
-        self.what_if.observe(scope, keys[:asked])
+        self.what_if.observe(scope, path, asked)
         if self.recorder is not None:
             self.recorder.record(
                 scope,
-                keys,
+                [node.key for node in path],
                 prompt_tokens=len(request.tokens),
                 output_tokens=len(completion.tokens),
                 arrived_at=time.time() - (time.perf_counter() - completion.submitted_at),

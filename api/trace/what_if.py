@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-
+from kvtrie.api.trace.sampled_paths import Path, SampledPaths
 from kvtrie.api.trace.shards import Shards
-from kvtrie.prefix_tree.keys import KEY_BYTES
 
 PERCENTS = (50, 100, 200, 400)
 """Of the memory that a scope's chunks take now."""
 MOST_SCOPES = 64
 """Scopes that are followed, each with a sample of its own; further ones are not."""
-_TOGETHER = 8192
+_TOGETHER = 32768
 """Blocks that wait to be looked at, because numpy takes many at hardly more cost than one."""
+
+_DRAWN_TOGETHER = 2048
+"""They wait no longer than until so many of them are drawn: the rate may fall then, and fewer would be."""
 
 _COUNTER = "what_if"
 
@@ -26,12 +27,17 @@ class WhatIf:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._curves: dict[str, Shards] = {}
-        self._waiting: dict[str, list[bytes]] = {}
+        self._samples: dict[str, SampledPaths] = {}
+        self._waiting: dict[str, list[tuple[Path, int]]] = {}
         self._waiting_blocks = 0
 
-    def observe(self, scope: str, keys: Sequence[bytes]) -> None:
-        """Takes in one request: the chunk keys that were asked for, in path order."""
-        if not keys:
+    def observe(self, scope: str, path: Path, blocks: int | None = None) -> None:
+        """Takes in one request: the chunks that were asked for in path order, or the first `blocks` of them.
+
+        The path is kept for a while, and must not change.
+        """
+        blocks = len(path) if blocks is None else blocks
+        if not blocks:
             return
         with self._lock:
             waiting = self._waiting.get(scope)
@@ -39,11 +45,11 @@ class WhatIf:
                 if scope not in self._curves:
                     if len(self._curves) >= MOST_SCOPES:
                         return
-                    self._curves[scope] = Shards()
+                    self._curves[scope], self._samples[scope] = Shards(), SampledPaths()
                 waiting = self._waiting[scope] = []
-            waiting.append(b"".join(keys))
-            self._waiting_blocks += len(keys)
-            if self._waiting_blocks >= _TOGETHER:
+            waiting.append((path, blocks))
+            self._waiting_blocks += blocks
+            if self._waiting_blocks >= min(_TOGETHER, _DRAWN_TOGETHER / self._curves[scope].rate):
                 self._settle()
 
     def hit_ratios(self, chunks: Mapping[str, int]) -> dict[str, dict[int, float]]:
@@ -68,9 +74,9 @@ class WhatIf:
 
     def _settle(self) -> None:
         for scope, waiting in self._waiting.items():
-            # Chunk keys are hashes: half of one is as good a random number as any.
-            hashes = np.frombuffer(b"".join(waiting), "<u8")[::2]
-            self._curves[scope].observe(hashes, [len(path) // KEY_BYTES for path in waiting])
+            curve = self._curves[scope]
+            drawn = self._samples[scope].draw(waiting, curve.threshold)
+            curve.observe(drawn, [blocks for _, blocks in waiting])
         self._waiting.clear()
         self._waiting_blocks = 0
 

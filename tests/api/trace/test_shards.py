@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from kvtrie.api.trace import Trace
 from kvtrie.api.trace.reuse import reuse_distances
+from kvtrie.api.trace.sampled_paths import MOST_STRETCHES, SampledPaths
 from kvtrie.api.trace.shards import BUDGET, FEWEST, Shards
 from kvtrie.api.trace.what_if import MOST_SCOPES, WhatIf, as_counters, from_counters, without_what_if
 
@@ -21,7 +23,7 @@ def told(trace: Trace, seed: int, together: int = 40) -> Shards:
     shards, hashes = Shards(), hashes_of(trace, seed)
     for start in range(0, len(trace), together):
         cut = trace.starts[start : start + together + 1]
-        shards.observe(hashes[cut[0] : cut[-1]], np.diff(cut))
+        shards.observe([hashes[a:b].tolist() for a, b in itertools.pairwise(cut)], np.diff(cut).tolist())
     return shards
 
 
@@ -63,7 +65,7 @@ def test_the_budget_holds_and_the_rate_falls() -> None:
     random = np.random.default_rng(0)
     shards = Shards(budget=FEWEST * 2)
     for _ in range(20):
-        shards.observe(random.integers(0, 2**64, 5000, np.uint64), [1000] * 5)
+        shards.observe(random.integers(0, 2**64, (5, 1000), np.uint64).tolist(), [1000] * 5)
         assert len(shards._last) == len(shards._ticks) <= FEWEST * 2
         assert (np.diff(shards._ticks) > 0).all()
     assert shards.rate < 0.02
@@ -74,8 +76,8 @@ def test_the_budget_holds_and_the_rate_falls() -> None:
 def test_nothing_seen_is_no_hits() -> None:
     assert Shards().hit_ratio(100) == 0.0
     shards = Shards()
-    shards.observe(np.empty(0, np.uint64), [])
-    shards.observe(np.empty(0, np.uint64), [0, 0])
+    shards.observe([], [])
+    shards.observe([[], []], [0, 0])
     assert shards.hit_ratio(100) == 0.0
 
 
@@ -102,3 +104,32 @@ def test_as_counters_and_back() -> None:
     counters = {"requests": 3, "what_if.x.y": 1, **as_counters(ratios)}
     assert from_counters(counters) == ratios
     assert without_what_if(counters) == {"requests": 3}
+
+
+def test_what_is_drawn_is_what_is_below_the_threshold() -> None:
+    random = np.random.default_rng(0)
+    keys = [random.bytes(16) for _ in range(300)]
+    hashes = {key: int.from_bytes(key[:8], "little") for key in keys}
+    paths = SampledPaths()
+    for threshold in (1 << 64, 1 << 63, 1 << 60):
+        for start, end in [(0, 300), (0, 300), (0, 31), (0, 33), (17, 120), (0, 64), (299, 300)]:
+            path = keys[start:end]
+            for blocks in (len(path), len(path) // 2):
+                (drawn,) = paths.draw([(path, blocks)], threshold)
+                expected = [hashes[key] for key in path[:blocks]]
+                assert [block for block in drawn if block < threshold] == [
+                    b for b in expected if b < threshold
+                ]
+    # Several at once, that share stretches none of which was known.
+    fresh = SampledPaths()
+    together = fresh.draw([(keys[:100], 100), (keys[:70], 70), ([], 0)], 1 << 62)
+    assert [len(one) for one in together] == [
+        sum(hashes[k] < 1 << 62 for k in keys[:n]) for n in (100, 70, 0)
+    ]
+
+
+def test_what_is_remembered_of_paths_is_bounded() -> None:
+    random, paths = np.random.default_rng(0), SampledPaths()
+    for _ in range(MOST_STRETCHES // 10 * 3):
+        paths.draw([([random.bytes(16)], 1)] * 10 + [([random.bytes(16)], 1)] * 10, 1 << 64)
+        assert len(paths._stretches) <= MOST_STRETCHES + 20
