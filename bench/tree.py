@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 
 from bench.measure import median_seconds
-from bench.peers import sglang_radix
+from bench.peers import sglang_radix, vllm_blocks
 from kvtrie.prefix_tree import Match, Namespace, PrefixTree, Root, Tier, check
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
 
@@ -81,6 +81,7 @@ def run() -> dict[str, float]:
         **_memory(random),
         **_growth(random),
         **sglang_radix.run(prompts, leaves),
+        **vllm_blocks.run(prompts),
     }
 
 

@@ -379,6 +379,9 @@ class PrefixTree:
 
         With `scope`, which must have a quota in that tier, only chunks of that scope go.
         Returns what left, in the order it left; the caller owns the handles.
+
+        Raises:
+            InputError: `scope` has no quota in that tier.
         """
         if self.pins:
             self.expire_pins()

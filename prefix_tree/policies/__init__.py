@@ -5,14 +5,13 @@ from kvtrie.prefix_tree.policies.gdsf import GreedyDualSizeFrequency, RecomputeS
 from kvtrie.prefix_tree.policies.lfu import LeastFrequentlyUsed
 from kvtrie.prefix_tree.policies.lfu_aging import LfuWithAging
 from kvtrie.prefix_tree.policies.lru import LeastRecentlyUsed
-from kvtrie.prefix_tree.policies.named import POLICIES, policy_named
+from kvtrie.prefix_tree.policies.named import policy_named
 from kvtrie.prefix_tree.policies.priority import PriorityWithExpiry
 from kvtrie.prefix_tree.policies.s3_fifo import S3Fifo
 from kvtrie.prefix_tree.policies.slru import SegmentedLru
 from kvtrie.prefix_tree.policies.two_queue import TwoQueue
 
 __all__ = [
-    "POLICIES",
     "AdaptiveReplacement",
     "GreedyDualSizeFrequency",
     "LeastFrequentlyUsed",

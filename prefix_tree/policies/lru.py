@@ -64,7 +64,7 @@ class LeastRecentlyUsed:
         return None
 
     def __contains__(self, residence: Residence) -> bool:
-        return residence.queued_at >= 0
+        return self._leaves.get(residence.queued_at) is residence
 
     def __len__(self) -> int:
         return len(self._leaves)

@@ -10,13 +10,13 @@ import pytest
 
 from kvtrie.prefix_tree import InputError, Node, Tier, check
 from kvtrie.prefix_tree.policies import (
-    POLICIES,
     GreedyDualSizeFrequency,
     RecomputeSeconds,
     SegmentedLru,
     TwoQueue,
     policy_named,
 )
+from kvtrie.prefix_tree.policies.named import POLICIES
 
 DEVICE = 0
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kvtrie.prefix_tree import EvictionPolicy, InputError, Tier, check
-from kvtrie.prefix_tree.policies import POLICIES, policy_named
+from kvtrie.prefix_tree.policies import policy_named
+from kvtrie.prefix_tree.policies.named import POLICIES
 
 DEVICE = 0
 

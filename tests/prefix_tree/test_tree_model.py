@@ -38,7 +38,8 @@ from kvtrie.prefix_tree import (
     Tier,
     check,
 )
-from kvtrie.prefix_tree.policies import POLICIES, policy_named
+from kvtrie.prefix_tree.policies import policy_named
+from kvtrie.prefix_tree.policies.named import POLICIES
 
 Path = tuple[tuple[str, tuple[int, ...]], ...]
 """Steps from the first chunk to the last: the scope that owns it, and its tokens."""
