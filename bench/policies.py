@@ -53,7 +53,9 @@ def main() -> None:
     found: dict[str, Any] = {"rows": [], "shards": {}, "flood": None}
     if args.resume is not None:
         found = json.loads(args.resume.read_text(encoding="utf-8"))
-    found["provenance"] = made
+    found.setdefault("provenance", made)
+    if args.resume is not None:
+        found.setdefault("resumed", []).append(made)
     done = {(row["trace"], row["capacity_percent"], row["policy"]) for row in found["rows"]}
     for name in args.traces.split(","):
         trace = read_trace(name)

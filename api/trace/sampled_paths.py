@@ -41,7 +41,10 @@ class SampledPaths:
             self._stretches.clear()
         if not self._stretches:
             self._drawn_below = threshold
-        stretches, new_keys, fresh, ends = self._stretches, [], [], []
+        stretches = self._stretches
+        new_keys: list[bytes] = []
+        fresh: list[list[int]] = []
+        ends: list[int] = []
         found: list[list[list[int]]] = []
         for path, length in paths:
             mine = []
