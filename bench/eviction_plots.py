@@ -63,9 +63,15 @@ def hit_ratios(rows: list[Mapping[str, Any]]) -> Figure:
                 (r["capacity_percent"], 100 * r["hit_ratio_blocks"]) for r in mine if r["policy"] == policy
             )
             if points:
-                width = 1.8 if policy in STRONG else 1.0
+                width, order = (1.8, 3) if policy in STRONG else (1.0, 2)
                 axis.plot(
-                    *zip(*points), color=colour, marker=mark, markersize=3.5, linewidth=width, label=policy
+                    *zip(*points),
+                    color=colour,
+                    marker=mark,
+                    markersize=3.5,
+                    linewidth=width,
+                    zorder=order,
+                    label=policy,
                 )
         ticks = sorted({row["capacity_percent"] for row in mine})
         axis.set_xscale("log")

@@ -8,7 +8,7 @@ from kvtrie.api.trace.opt import FarthestNextUse
 from kvtrie.api.trace.trace import Trace
 from kvtrie.prefix_tree import EvictionPolicy
 from kvtrie.prefix_tree.errors import InputError
-from kvtrie.prefix_tree.policies import POLICIES, policy_named
+from kvtrie.prefix_tree.policies.named import POLICIES, policy_named
 
 OPT = "opt"
 
