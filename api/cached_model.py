@@ -27,6 +27,7 @@ from kvtrie.api.open_lower import open_lower
 from kvtrie.api.request import Completion, Request
 from kvtrie.api.sampler import Sampling
 from kvtrie.api.scopes import Scopes
+from kvtrie.api.trace.what_if import as_counters
 from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
@@ -322,12 +323,21 @@ class PrefixCachedModel:
                 },
                 "tombstone_bytes": tree.tombstones.size_bytes,
                 "lower": {} if self._lower is None else dict(self._lower.stats()),
+                "what_if": self._what_if(),
             }
+
+    def _what_if(self) -> dict[str, dict[int, float]]:
+        """Each scope's hit ratio in blocks, had it 50%, 100%, 200% or 400% of the memory it has now."""
+        chunk_bytes, scopes = self._memory.shape.chunk_bytes, self._memory.tree.tiers[0].scopes
+        return self.engine.watch.what_if.hit_ratios(
+            {scope: booked.used_bytes // chunk_bytes for scope, booked in scopes.items()}
+        )
 
     def take_snapshot(self) -> Snapshot:
         """The tree as it is now, for `dump` and `explain`."""
         with self.engine.lock:
-            return take_snapshot(self._memory.tree, "engine", self._memory.counters)
+            counters = {**self._memory.counters, **as_counters(self._what_if())}
+            return take_snapshot(self._memory.tree, "engine", counters)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""
@@ -355,6 +365,7 @@ class PrefixCachedModel:
             self.engine.cancel_all()
         finally:
             self._gate.close()
+            self.engine.watch.close()
             if self._lower is not None:
                 self._lower.close()
 

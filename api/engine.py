@@ -27,6 +27,7 @@ from kvtrie.api.model_runner import ModelRunner
 from kvtrie.api.request import Completion, Job, Request
 from kvtrie.api.sampler import Sampler
 from kvtrie.api.sequence_kv import open_sequence
+from kvtrie.api.trace.watch import TrafficWatch
 from kvtrie.chunk_kernels import LaneSequence, prepare_step
 from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhausted
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
@@ -85,6 +86,8 @@ class Engine:
         self.config = config or EngineConfig()
         self.lock = lock if lock is not None else threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
+        self.watch = TrafficWatch(memory.shape.chunk_tokens, "engine")
+        """Told of every request that is through."""
         self._runner = ModelRunner(facts, memory.pool, self.lock)
         self._graphs: DecodeGraphs | None = None
         if self.config.decode_graphs and memory.pool.device.type == "cuda":
@@ -375,6 +378,7 @@ class Engine:
     ) -> None:
         completion = job.completion
         if job.kv is not None:
+            self.watch.completed(completion, job.kv.path)
             if reason == "prefilled":
                 completion.kv = job.kv
             else:

@@ -60,6 +60,11 @@ class SequenceKV:
         return len(self.tokens) // TOKEN_BYTES
 
     @property
+    def path(self) -> Sequence[Node]:
+        """The shared chunks, first one first."""
+        return self._path
+
+    @property
     def node(self) -> Node:
         """The deepest shared chunk; the root when there is none."""
         return self.lease.node

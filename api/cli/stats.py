@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from kvtrie.api.cli.console import name_text, table, write
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_time
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
+from kvtrie.api.cli.what_if_text import what_if_text
 from kvtrie.api.snapshot_stats import SnapshotStats, snapshot_stats
+from kvtrie.api.trace.what_if import from_counters, without_what_if
 
 HELP = "count what a tree holds: tiers, scopes, sharing, hits, evictions"
 FORMAT = "kvtrie-stats"
@@ -19,14 +21,21 @@ VERSION = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `stats`."""
     add_source_arguments(parser)
+    parser.add_argument(
+        "--what-if", action="store_true", help="what each scope's hit ratio would be with other memory"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the figures."""
     stats = snapshot_stats(read_snapshot(args))
+    what_if = from_counters(stats.counters)
+    stats = replace(stats, counters=without_what_if(stats.counters))
     if args.format == "json":
-        write(json.dumps({"format": FORMAT, "version": VERSION, **asdict(stats)}))
+        write(json.dumps({"format": FORMAT, "version": VERSION, **asdict(stats), "what_if": what_if}))
+    elif args.what_if:
+        write(what_if_text(what_if))
     else:
         write("\n\n".join(part for part in (_summary(stats), _tiers(stats), _counters(stats)) if part))
     return 0

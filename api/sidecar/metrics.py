@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from kvtrie.api.sidecar.record_tree import RecordTree
@@ -27,7 +28,12 @@ _HELP = {
 }
 
 
-def render_metrics(held: RecordTree, counters: ScopeCounters, writing: WriteBehindStats | None) -> str:
+def render_metrics(
+    held: RecordTree,
+    counters: ScopeCounters,
+    writing: WriteBehindStats | None,
+    what_if: Mapping[str, Mapping[int, float]],
+) -> str:
     """The exposition of one moment."""
     page = _Page()
     with held.lock:
@@ -53,6 +59,16 @@ def render_metrics(held: RecordTree, counters: ScopeCounters, writing: WriteBehi
             totals.setdefault(family, []).append((labels, total))
     for family, counted in totals.items():
         page.family(f"kvtrie_sidecar_{family}_total", "counter", _HELP.get(family, family), counted)
+    page.family(
+        "kvtrie_sidecar_what_if_hit_ratio",
+        "gauge",
+        "Blocks served over blocks asked for, had the scope this many percent of the memory it has now.",
+        [
+            ({"scope": scope, "memory_percent": str(percent)}, round(ratio, 4))
+            for scope, ratios in what_if.items()
+            for percent, ratio in ratios.items()
+        ],
+    )
     if writing is not None:
         for name, figure in asdict(writing).items():
             now = name.startswith("queued")
@@ -65,7 +81,7 @@ def render_metrics(held: RecordTree, counters: ScopeCounters, writing: WriteBehi
     return page.text()
 
 
-_Sample = tuple[dict[str, str], int]
+_Sample = tuple[dict[str, str], int | float]
 
 
 class _Page:

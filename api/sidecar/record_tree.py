@@ -129,6 +129,21 @@ class RecordTree:
                 self.tree.release(self.tree.lease_node(path[-1], uses=1))
             return [_held(node) for node in path]
 
+    def keys_above(self, scope: str, namespace: bytes, key: bytes) -> list[bytes]:
+        """Keys of the chunks before a held one, first one first; none where it is not held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            node = None if home is None else home.by_key.get(key)
+            return [] if node is None else [_held(above).link.key for above in node.path()[:-1]]
+
+    def chunks_of(self, scopes: Collection[str] | None) -> dict[str, int]:
+        """How many chunks each of `scopes`, or each scope there is, has here."""
+        with self.lock:
+            chunks: Counter[str] = Counter()
+            for home in self.homes(scopes):
+                chunks[home.scope] += len(home.by_key)
+            return dict(chunks)
+
     def link(self, scope: str, namespace: bytes, key: bytes) -> Link | None:
         """The place of a held chunk; None where it is not held."""
         with self.lock:

@@ -14,6 +14,8 @@ from kvtrie.api.sidecar.record_tree import RecordTree
 from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.scoped_store import ScopedStore
 from kvtrie.api.sidecar.wire import Limits
+from kvtrie.api.trace.watch import TrafficWatch
+from kvtrie.api.trace.what_if import as_counters
 from kvtrie.prefix_tree import Snapshot
 from kvtrie.prefix_tree.errors import InputError, RecordError, StoreFull
 from kvtrie.store import Store, decode_record
@@ -66,7 +68,7 @@ class Sidecar:
         store: where records go behind the host tier; closed with the sidecar. None for nowhere.
 
     Raises:
-        InputError: the store key is not of 16 to 64 bytes.
+        InputError: the store key is not of 16 to 64 bytes, or KVTRIE_TRACE cannot be written.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Sidecar:
             self.counters,
             eviction=self.config.eviction,
         )
+        self.watch = TrafficWatch(self.config.chunk_tokens, "sidecar")
+        """Told of every get."""
         self._store = None if store is None else ScopedStore(store)
         self._below = None if self._store is None else FallThrough(
             self.held,
@@ -114,6 +118,9 @@ class Sidecar:
         count(scope, "prompt_tokens", len(keys) * self.config.chunk_tokens)
         count(scope, "cached_tokens", len(records) * self.config.chunk_tokens)
         count(scope, "sent_bytes", sum(map(len, records)))
+        is_recorded = self.watch.recorder is not None and bool(keys)
+        above = self.held.keys_above(scope, namespace, keys[0]) if is_recorded else []
+        self.watch.asked(scope, above, keys)
         return records
 
     def put(self, scope: str, records: Sequence[bytes], outcome: PutOutcome) -> None:
@@ -146,11 +153,17 @@ class Sidecar:
 
     def snapshot(self, scopes: Collection[str] | None) -> Snapshot:
         """The tree of `scopes`, or of all, with their counters."""
-        return take_picture(self.held, scopes, self.counters.summed(scopes))
+        counters = {**self.counters.summed(scopes), **as_counters(self.what_if(scopes))}
+        return take_picture(self.held, scopes, counters)
+
+    def what_if(self, scopes: Collection[str] | None) -> dict[str, dict[int, float]]:
+        """Hit ratio of each of `scopes`, or of all, by percent of the chunks it has now."""
+        return self.watch.what_if.hit_ratios(self.held.chunks_of(scopes))
 
     def metrics(self) -> str:
         """Everything that is counted, for Prometheus."""
-        return render_metrics(self.held, self.counters, None if self._store is None else self._store.stats())
+        writing = None if self._store is None else self._store.stats()
+        return render_metrics(self.held, self.counters, writing, self.what_if(None))
 
     def store_state(self) -> str:
         """`none`, `ok` or `unavailable`; asks the store, within its deadline."""
@@ -165,6 +178,7 @@ class Sidecar:
             return 0 <= tier.free_bytes <= tier.capacity_bytes
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Writes what waits for the store, within `timeout_seconds`, and closes it."""
+        """Writes what waits for the store, within `timeout_seconds`, and closes it and the trace."""
+        self.watch.close()
         if self._store is not None:
             self._store.close(timeout_seconds)

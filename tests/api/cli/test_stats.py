@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from kvtrie.api.snapshot_stats import snapshot_stats
 
 A, B, C = [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]
@@ -43,3 +46,25 @@ def test_an_empty_tree(scene, kvtrie):
     ran = kvtrie("stats", scene.file())
     assert ran.code == 0
     assert "tokens stored  0; the paths add up to 0\n" in ran.out
+
+
+def test_what_if(scene, kvtrie, tmp_path):
+    scene.put(scene.root(), [*A, *B])
+    snapshot = json.loads(Path(scene.file()).read_text())
+    snapshot["counters"] |= {"what_if.100.tenant:acme": 0.62, "what_if.200.tenant:acme": 0.709}
+    path = tmp_path / "with.json"
+    path.write_text(json.dumps(snapshot))
+    out = kvtrie("stats", str(path), "--what-if").out
+    assert "tenant:acme: twice the memory: 62% -> 71%" in out
+    assert ["tenant:acme", "62.0%", "70.9%"] in [line.split() for line in out.splitlines()]
+    # Estimates are no counters.
+    assert "what_if" not in kvtrie("stats", str(path)).out
+    document = kvtrie("stats", str(path), "--format", "json").document
+    assert document["what_if"] == {"tenant:acme": {"100": 0.62, "200": 0.709}}
+    assert not any(name.startswith("what_if") for name in document["counters"])
+
+
+def test_nothing_to_tell_of_what_if(scene, kvtrie):
+    ran = kvtrie("stats", scene.file(), "--what-if")
+    assert ran.code == 0
+    assert ran.out.startswith("nothing to tell yet")
