@@ -7,12 +7,13 @@ have their keys compared with the threshold, many at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kvtrie.prefix_tree import Node
+from kvtrie.prefix_tree.keys import KEY_BYTES
 
 STRETCH = 128
 """Blocks per stretch; the last one of a path may be shorter."""
@@ -30,43 +31,50 @@ class SampledPaths:
         self._stretches: dict[tuple[bytes, int], list[int]] = {}
         """Hashes drawn of a stretch, by the key it ends with and its length."""
         self._drawn_below = 0
+        self._paths: list[list[list[int]]] = []
+        """Stretches of each path that was added and not drawn from yet."""
+        self._lengths: list[int] = []
+        self._fresh: list[list[int]] = []
+        """Stretches that nothing was drawn of yet, and the keys of each."""
+        self._fresh_keys: list[bytes] = []
 
-    def draw(self, paths: Iterable[tuple[Path, int]], threshold: int) -> list[list[int]]:
-        """Of each path's first so many blocks, the hashes below `threshold` in path order; perhaps some above it.
+    def add(self, path: Path, length: int) -> None:
+        """Takes in the first `length` blocks of a path. Its keys are read now, while they are in caches."""
+        stretches, mine = self._stretches, []
+        has_nodes = not isinstance(path[0], bytes)
+        for start in range(0, length, STRETCH):
+            end = min(start + STRETCH, length)
+            last: Any = path[end - 1]
+            name = (last.key if has_nodes else last, end - start)
+            stretch = stretches.get(name)
+            if stretch is None:
+                stretch = stretches[name] = []
+                new: Any = path[start:end]
+                self._fresh.append(stretch)
+                self._fresh_keys.append(b"".join([node.key for node in new] if has_nodes else new))
+            mine.append(stretch)
+        self._paths.append(mine)
+        self._lengths.append(length)
+
+    def draw(self, threshold: int) -> tuple[list[list[int]], list[int]]:
+        """Of each path added since the last draw: its blocks' hashes below `threshold` in path order, perhaps some
+        above it; and its length.
 
         A block's hash is half of its chunk key. `threshold` must never rise.
         """
-        # What is remembered was drawn below an older threshold, and is carried along for nothing.
-        if len(self._stretches) > MOST_STRETCHES or threshold < self._drawn_below // 4:
-            self._stretches.clear()
-        if not self._stretches:
-            self._drawn_below = threshold
-        stretches = self._stretches
-        new_keys: list[bytes] = []
-        fresh: list[list[int]] = []
-        ends: list[int] = []
-        found: list[list[list[int]]] = []
-        for path, length in paths:
-            mine = []
-            has_nodes = length > 0 and not isinstance(path[0], bytes)
-            for start in range(0, length, STRETCH):
-                end = min(start + STRETCH, length)
-                last: Any = path[end - 1]
-                name = (last.key if has_nodes else last, end - start)
-                stretch = stretches.get(name)
-                if stretch is None:
-                    stretch = stretches[name] = []
-                    new: Any = path[start:end]
-                    new_keys += [node.key for node in new] if has_nodes else new
-                    fresh.append(stretch)
-                    ends.append(len(new_keys))
-                if stretch or fresh:
-                    mine.append(stretch)
-            found.append(mine)
-        if fresh:
-            hashes = np.frombuffer(b"".join(new_keys), "<u8")[::2]
+        if self._fresh:
+            ends = np.cumsum([len(keys) // KEY_BYTES for keys in self._fresh_keys])
+            hashes = np.frombuffer(b"".join(self._fresh_keys), "<u8")[::2]
             drawn = np.flatnonzero(hashes <= np.uint64(threshold - 1))
             places = np.searchsorted(ends, drawn, side="right").tolist()
             for place, block in zip(places, hashes[drawn].tolist()):
-                fresh[place].append(block)
-        return [[block for stretch in mine for block in stretch] if mine else [] for mine in found]
+                self._fresh[place].append(block)
+            self._fresh, self._fresh_keys = [], []
+        found = [[block for stretch in mine for block in stretch] for mine in self._paths], self._lengths
+        self._paths, self._lengths = [], []
+        self._drawn_below = self._drawn_below or threshold
+        # What is remembered was drawn below an older threshold, and is carried along for nothing.
+        if len(self._stretches) > MOST_STRETCHES or threshold < self._drawn_below // 4:
+            self._stretches.clear()
+            self._drawn_below = threshold
+        return found

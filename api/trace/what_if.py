@@ -28,26 +28,21 @@ class WhatIf:
         self._lock = threading.Lock()
         self._curves: dict[str, Shards] = {}
         self._samples: dict[str, SampledPaths] = {}
-        self._waiting: dict[str, list[tuple[Path, int]]] = {}
         self._waiting_blocks = 0
 
     def observe(self, scope: str, path: Path, blocks: int | None = None) -> None:
-        """Takes in one request: the chunks that were asked for in path order, or the first `blocks` of them.
-
-        The path is kept for a while, and must not change.
-        """
+        """Takes in one request: the chunks that were asked for in path order, or the first `blocks` of them."""
         blocks = len(path) if blocks is None else blocks
         if not blocks:
             return
         with self._lock:
-            waiting = self._waiting.get(scope)
-            if waiting is None:
-                if scope not in self._curves:
-                    if len(self._curves) >= MOST_SCOPES:
-                        return
-                    self._curves[scope], self._samples[scope] = Shards(), SampledPaths()
-                waiting = self._waiting[scope] = []
-            waiting.append((path, blocks))
+            sample = self._samples.get(scope)
+            if sample is None:
+                if len(self._samples) >= MOST_SCOPES:
+                    return
+                self._curves[scope] = Shards()
+                sample = self._samples[scope] = SampledPaths()
+            sample.add(path, blocks)
             self._waiting_blocks += blocks
             if self._waiting_blocks >= min(_TOGETHER, _DRAWN_TOGETHER / self._curves[scope].rate):
                 self._settle()
@@ -73,11 +68,9 @@ class WhatIf:
             return self._curves.get(scope)
 
     def _settle(self) -> None:
-        for scope, waiting in self._waiting.items():
+        for scope, sample in self._samples.items():
             curve = self._curves[scope]
-            drawn = self._samples[scope].draw(waiting, curve.threshold)
-            curve.observe(drawn, [blocks for _, blocks in waiting])
-        self._waiting.clear()
+            curve.observe(*sample.draw(curve.threshold))
         self._waiting_blocks = 0
 
 

@@ -114,22 +114,27 @@ def test_what_is_drawn_is_what_is_below_the_threshold() -> None:
     for threshold in (1 << 64, 1 << 63, 1 << 60):
         for start, end in [(0, 300), (0, 300), (0, 31), (0, 33), (17, 120), (0, 64), (299, 300)]:
             path = keys[start:end]
-            for blocks in (len(path), len(path) // 2):
-                (drawn,) = paths.draw([(path, blocks)], threshold)
+            for blocks in (len(path), len(path) // 2 + 1):
+                paths.add(path, blocks)
+                (drawn,), lengths = paths.draw(threshold)
+                assert lengths == [blocks]
                 expected = [hashes[key] for key in path[:blocks]]
                 assert [block for block in drawn if block < threshold] == [
                     b for b in expected if b < threshold
                 ]
     # Several at once, that share stretches none of which was known.
     fresh = SampledPaths()
-    together = fresh.draw([(keys[:100], 100), (keys[:70], 70), ([], 0)], 1 << 62)
-    assert [len(one) for one in together] == [
-        sum(hashes[k] < 1 << 62 for k in keys[:n]) for n in (100, 70, 0)
-    ]
+    for blocks in (200, 170, 200):
+        fresh.add(keys, blocks)
+    together, lengths = fresh.draw(1 << 62)
+    assert lengths == [200, 170, 200]
+    assert [len(one) for one in together] == [sum(hashes[k] < 1 << 62 for k in keys[:n]) for n in lengths]
 
 
 def test_what_is_remembered_of_paths_is_bounded() -> None:
     random, paths = np.random.default_rng(0), SampledPaths()
     for _ in range(MOST_STRETCHES // 10 * 3):
-        paths.draw([([random.bytes(16)], 1)] * 10 + [([random.bytes(16)], 1)] * 10, 1 << 64)
-        assert len(paths._stretches) <= MOST_STRETCHES + 20
+        for _ in range(10):
+            paths.add([random.bytes(16)], 1)
+        paths.draw(1 << 64)
+        assert len(paths._stretches) <= MOST_STRETCHES
