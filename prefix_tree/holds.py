@@ -26,11 +26,13 @@ def residences_to_hold(node: Node) -> list[Residence]:
 class Lease:
     """An in-flight request's hold on the path to `node`. Ends with `PrefixTree.release`."""
 
-    __slots__ = ("held", "node", "uses")
+    __slots__ = ("held", "matched", "node", "uses")
 
     def __init__(self, node: Node, held: list[Residence], uses: int = 0) -> None:
         self.node = node
         self.held = held
+        self.matched = {residence.tier: residence.node.depth for residence in held} if uses else {}
+        """Chunks of the path that each tier held when the request came."""
         self.uses = uses
         """What it counts for in `Residence.uses` of each of `held`: one for a request, which goes where the
         lease goes, so that a path is used once however often its request extends it."""

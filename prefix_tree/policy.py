@@ -28,6 +28,12 @@ class EvictionPolicy(Protocol):
         Its `uses` count the request already; its `last_use` is still the one before, and becomes `tick` next.
         """
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """A request is through: once per request and tier, at the deepest resident node of its path, before its
+        hold there ends. `matched_chunks` of the path were resident when it came; its time is the node's
+        `last_used_at`.
+        """
+
     def victim(self) -> Residence | None:
         """Takes out the residence to evict next, or returns None when there is none."""
 

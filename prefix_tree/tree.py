@@ -169,6 +169,10 @@ class PrefixTree:
         """
         self.leases.remove(lease)
         self._touch(lease.node, lease.held)
+        if lease.uses:
+            for residence in lease.held:
+                matched = lease.matched.get(residence.tier, 0)
+                self.tiers[residence.tier].policy.finished(residence, matched)
         self._unhold(lease.held)
 
     def pin(self, node: Node, name: str = "", expires_at: float | None = None) -> Pin:

@@ -51,6 +51,9 @@ class FarthestNextUse:
         assert isinstance(residence.handle, int)
         self._queued.pop(residence.handle, None)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: the future has told already."""
 

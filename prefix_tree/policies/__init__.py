@@ -2,6 +2,7 @@
 
 from kvtrie.prefix_tree.policies.arc import AdaptiveReplacement
 from kvtrie.prefix_tree.policies.gdsf import GreedyDualSizeFrequency, RecomputeSeconds
+from kvtrie.prefix_tree.policies.learned_return import LearnedReturn
 from kvtrie.prefix_tree.policies.lfu import LeastFrequentlyUsed
 from kvtrie.prefix_tree.policies.lfu_aging import LfuWithAging
 from kvtrie.prefix_tree.policies.lru import LeastRecentlyUsed
@@ -14,6 +15,7 @@ from kvtrie.prefix_tree.policies.two_queue import TwoQueue
 __all__ = [
     "AdaptiveReplacement",
     "GreedyDualSizeFrequency",
+    "LearnedReturn",
     "LeastFrequentlyUsed",
     "LeastRecentlyUsed",
     "LfuWithAging",

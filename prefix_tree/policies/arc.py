@@ -51,6 +51,9 @@ class AdaptiveReplacement:
         self._once.discard(residence)
         self._again.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: a leaf changes queues when it comes up."""
 

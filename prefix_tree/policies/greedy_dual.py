@@ -33,6 +33,9 @@ class GreedyDual(RankedLeaves):
             residence.credit = self.inflation  # stored just now, or before there was any
         super().add(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`."""
         residence.credit = self.inflation

@@ -86,6 +86,9 @@ class RankedLeaves:
         """See `EvictionPolicy.discard`."""
         self._queue.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`."""
 

@@ -43,6 +43,9 @@ class LeastRecentlyUsed:
             if len(self._line) + len(self._late) > 2 * len(self._leaves) + 64:
                 self._line, self._late = deque(sorted(self._leaves)), []
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: `last_use` says all."""
 

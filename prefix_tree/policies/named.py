@@ -9,6 +9,7 @@ from typing import Any
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.policies.arc import AdaptiveReplacement
 from kvtrie.prefix_tree.policies.gdsf import GreedyDualSizeFrequency, RecomputeSeconds
+from kvtrie.prefix_tree.policies.learned_return import LearnedReturn
 from kvtrie.prefix_tree.policies.lfu import LeastFrequentlyUsed
 from kvtrie.prefix_tree.policies.lfu_aging import LfuWithAging
 from kvtrie.prefix_tree.policies.lru import LeastRecentlyUsed
@@ -34,6 +35,7 @@ POLICIES: Mapping[str, Callable[..., EvictionPolicy]] = MappingProxyType(
         "2q": TwoQueue,
         "arc": AdaptiveReplacement,
         "gdsf": GreedyDualSizeFrequency,
+        "learned": LearnedReturn,
         "lfu": LeastFrequentlyUsed,
         "lfuda": LfuWithAging,
         "lru": LeastRecentlyUsed,

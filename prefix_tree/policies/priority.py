@@ -50,6 +50,9 @@ class PriorityWithExpiry:
         self._by_priority.discard(residence)
         self._by_age.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`."""
 

@@ -60,6 +60,9 @@ class S3Fifo:
         self._main.discard(residence)
         self._forget(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: uses are counted by the tree."""
 

@@ -65,6 +65,10 @@ class ScopeLimits:
                 queue.discard(residence)
         self._policy.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+        self._policy.finished(residence, matched_chunks)
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`."""
         self._policy.used(residence, tick)

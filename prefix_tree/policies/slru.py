@@ -39,6 +39,9 @@ class SegmentedLru:
         self._probation.discard(residence)
         self._protected.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: promotion waits until the leaf comes up."""
 

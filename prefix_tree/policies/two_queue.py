@@ -44,6 +44,9 @@ class TwoQueue:
         self._waiting.discard(residence)
         self._main.discard(residence)
 
+    def finished(self, residence: Residence, matched_chunks: int) -> None:
+        """See `EvictionPolicy.finished`."""
+
     def used(self, residence: Residence, tick: int) -> None:
         """See `EvictionPolicy.used`: what counts is coming back after having gone."""
 
