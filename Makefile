@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/kvtrie demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: $(READY)
 	$(BIN)/ruff check .

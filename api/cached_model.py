@@ -119,13 +119,14 @@ class PrefixCachedModel:
                 pin_bytes,
                 eviction,
             )
+            lock = lock_of(self._facts.model)
+            self.engine = Engine(self._memory, self._facts, self._identity, engine, lock)
+            self._loop = HuggingFaceLoop(self._facts, self._memory, self._identity, self.engine)
+            self._gate = ForwardGate(self._facts.model, self._facts.config, self._memory, lock)
         except BaseException:
             if self._lower is not None:
                 self._lower.close()
             raise
-        self.engine = Engine(self._memory, self._facts, self._identity, engine, lock_of(self._facts.model))
-        self._loop = HuggingFaceLoop(self._facts, self._memory, self._identity, self.engine)
-        self._gate = ForwardGate(self._facts.model, self._facts.config, self._memory, self.engine.lock)
         self._closed = False
 
     # ---- generating

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from kvtrie.api import Eviction
+from kvtrie.api.store_tier import StoreTier
 from kvtrie.prefix_tree import InputError
+from kvtrie.store import MemoryStore
 from tests.api.balance import CHUNK, assert_same, chunk_bytes, complete, wrapped
 from tests.api.models import tiny_model
 
@@ -61,3 +63,19 @@ def test_what_cannot_be_configured() -> None:
     ):
         with pytest.raises(InputError, match=says), wrapped(MODEL, eviction=eviction):
             pass
+
+
+def test_a_wrapper_that_cannot_be_made_closes_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(MemoryStore):
+        is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    for setting, options in (("100", {}), ("", {"eviction": Eviction("mru")})):
+        monkeypatch.setenv("KVTRIE_TRACE", "/tmp/never-written" if setting else "")
+        monkeypatch.setenv("KVTRIE_TRACE_BYTES", setting or "1MiB")
+        store = Closed()
+        with pytest.raises(InputError), wrapped(MODEL, store=StoreTier(store), **options):
+            pass
+        assert store.is_closed
