@@ -17,8 +17,8 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-STRONG = {"lru": "#1f5fa8", "lfu": "#c8501e", "opt": "#4a4a4a"}
-"""Policies that everything is compared with."""
+STRONG = {"learned": "#c2103f", "lru": "#1f5fa8", "lfu": "#d98324", "opt": "#4a4a4a"}
+"""Our own policy, and those that everything is compared with."""
 OTHERS = ("#2b8a4b", "#7d4bb3", "#b38a00", "#c2357f", "#1296a4", "#8c5a2b", "#93b5d8", "#d8a993", "#a5c78f")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "d")
 
@@ -75,7 +75,9 @@ def hit_ratios(rows: list[Mapping[str, Any]]) -> Figure:
                 )
         ticks = sorted({row["capacity_percent"] for row in mine})
         axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{tick:g}%" for tick in ticks])
+        # On a logarithmic axis the labels in between would run into each other.
+        named = [tick for tick in ticks if tick in (1, 2, 5, 10, 25, 50)]
+        axis.set_xticks(named, [f"{tick:g}%" for tick in named])
         axis.minorticks_off()
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
