@@ -154,8 +154,10 @@ class DecodeGraphs:
             facts = self._runner.facts
             group = facts.config.num_attention_heads // facts.kv_heads
             tilings = tilings_of(self._pool, size, 1, group)
-            lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
-            self._buckets[size] = _Bucket(lanes)
+            # A caller's inference mode ends before the lanes do; what is made in it cannot be written after it.
+            with torch.inference_mode(False):
+                lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
+                self._buckets[size] = _Bucket(lanes)
         return self._buckets[size]
 
     def _captured(self, bucket: _Bucket, shares: bool) -> bool:

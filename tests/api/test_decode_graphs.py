@@ -174,6 +174,33 @@ def test_graphs_of_another_model_are_dropped(model: Any) -> None:
                 weight.mul_(-1.0)
 
 
+def test_lanes_made_in_inference_mode_serve_outside_of_it(model: Any) -> None:
+    expected, plain = serve(model, captured=False)
+    plain.close()
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        in_lanes(cached)
+        with torch.inference_mode():
+            cached.submit([*SHARED, 90, 7], max_new_tokens=4, eos=())
+            cached.engine.run()
+        completion = cached.submit([*SHARED, 90, 1], max_new_tokens=12, eos=())
+        cached.engine.run()
+        assert completion.error is None
+        assert completion.tokens == expected[1]
+
+
+def test_a_pool_made_in_inference_mode_serves_outside_of_it(model: Any) -> None:
+    with torch.inference_mode():
+        cached = PrefixCachedModel(model, memory="1MiB", chunk_tokens=CHUNK)
+    with cached:
+        for last in (1, 2):
+            # The second begins with a copy of half of the first one's last chunk.
+            completion = cached.submit([*SHARED, 3, 4, 5, last, 6, 7, 8, 9, last], max_new_tokens=2, eos=())
+            cached.engine.run()
+            assert completion.error is None
+
+
 def test_lanes_store_the_int8_that_ordinary_steps_store() -> None:
     """By the kernel there, by torch here: the same elements, but for rounding that tips one over to the next."""
     model, tokens, stored = tiny_model("llama-gqa").to(DEVICE), [], []
