@@ -124,7 +124,7 @@ class DecodeGraphs:
 
     def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
         """Runs one step; None (nothing done) where these sequences need an ordinary one."""
-        if self.refused is not None or len(sequences) > self._most:
+        if self.refused is not None or len(sequences) > self._most or self._runner.facts.model.training:
             return None
         bucket = self._bucket(len(sequences))
         lanes = bucket.lanes

@@ -19,6 +19,7 @@ from kvtrie.api.decode_graphs import CudaCapture, DecodeGraphs
 from kvtrie.api.engine import EngineConfig
 from kvtrie.api.kv_memory import device_slot
 from kvtrie.api.request import Completion
+from kvtrie.prefix_tree.errors import InputError
 from tests.api.models import tiny_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,6 +173,24 @@ def test_graphs_of_another_model_are_dropped(model: Any) -> None:
         finally:
             with torch.no_grad():
                 weight.mul_(-1.0)
+
+
+def test_no_graph_is_made_of_a_model_in_training_mode(model: Any) -> None:
+    """Its dropout would be captured with it."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        cached.warm(SHARED)
+        completion = cached.submit([*SHARED, 1], max_new_tokens=4, eos=())
+        model.train()
+        try:
+            with pytest.raises(InputError, match="training mode"):
+                cached.engine.run()
+        finally:
+            model.eval()
+        assert isinstance(completion.error, InputError)
+        assert not any(bucket.replays for bucket in graphs._buckets.values())
 
 
 def test_lanes_made_in_inference_mode_serve_outside_of_it(model: Any) -> None:
