@@ -136,6 +136,9 @@ class DecodeGraphs:
             return None
         shares = lanes.has_partials
         if shares not in bucket.replays:
+            if self._made_for is not None and not self.fits(self._identity.digests()):
+                # Beside a new graph, those of another model would pass for this one's.
+                return None
             lanes.clear()
             if not self._captured(bucket, shares):
                 return None

@@ -175,6 +175,29 @@ def test_graphs_of_another_model_are_dropped(model: Any) -> None:
                 weight.mul_(-1.0)
 
 
+def test_no_graph_of_another_model_stays_beside_new_ones(model: Any) -> None:
+    """Weights change, and the next step captures for another number of lanes: the old graphs go all the same."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        cached.submit([*SHARED, 1], max_new_tokens=4, eos=())
+        cached.engine.run()
+        (old,) = graphs._buckets.values()
+        weight = model.model.layers[0].mlp.up_proj.weight
+        with torch.no_grad():
+            weight.mul_(-1.0)
+        try:
+            for i in range(2):
+                cached.submit([*SHARED, i], max_new_tokens=6, eos=())
+            cached.engine.run()
+            assert any(bucket.replays for bucket in graphs._buckets.values())
+            assert old not in graphs._buckets.values()
+        finally:
+            with torch.no_grad():
+                weight.mul_(-1.0)
+
+
 def test_no_graph_is_made_of_a_model_in_training_mode(model: Any) -> None:
     """Its dropout would be captured with it."""
     with PrefixCachedModel(
