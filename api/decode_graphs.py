@@ -121,6 +121,9 @@ class DecodeGraphs:
         self._buckets.clear()
         self._latest = self._made_for = None
         self._kept = []
+        if isinstance(self._capture, CudaCapture):
+            # Its memory pool takes no more graphs once all of them are gone.
+            self._capture = None
 
     def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
         """Runs one step; None (nothing done) where these sequences need an ordinary one."""

@@ -198,6 +198,33 @@ def test_no_graph_of_another_model_stays_beside_new_ones(model: Any) -> None:
                 weight.mul_(-1.0)
 
 
+def test_a_pool_of_graphs_that_are_gone_takes_no_new_ones(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's allocator refuses that, as long as anything of the old graphs' memory is in use."""
+
+    class Captures:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+            return _run_again(work)
+
+    made: list[Captures] = []
+    monkeypatch.setattr("kvtrie.api.decode_graphs.CudaCapture", Captures)
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        in_lanes(cached)._capture = None
+        weight = model.model.layers[0].mlp.up_proj.weight
+        for sign in (-1.0, -1.0):
+            cached.submit([*SHARED, 1], max_new_tokens=6, eos=())
+            cached.engine.run()
+            with torch.no_grad():
+                weight.mul_(sign)
+    assert len(made) == 2
+
+
 def test_no_graph_is_made_of_a_model_in_training_mode(model: Any) -> None:
     """Its dropout would be captured with it."""
     with PrefixCachedModel(
