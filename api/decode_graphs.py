@@ -8,7 +8,9 @@ reads one small tensor: which tokens, and whether the logits were finite.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +32,10 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
+        # Kept: cuBLAS keeps a workspace for every stream it has seen. Two, for that of captured work must come from
+        # the graphs' memory, and the other one not.
+        self._aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captured_on: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], None]) -> Replay:
         """Runs `work` for its kernels to be compiled, then captures it.
@@ -37,17 +43,39 @@ class CudaCapture:
         Raises:
             RuntimeError: something in it cannot be captured.
         """
-        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
+        here = torch.cuda.current_stream()
+        self._aside.wait_stream(here)
+        try:
+            with torch.cuda.stream(self._aside):
                 work()
-        torch.cuda.current_stream().wait_stream(aside)
+                # Found before it is captured: torch's allocator does not recover from a capture that fails.
+                with _waiting_refused():
+                    work()
+        finally:
+            here.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        captured = torch.cuda.graph(
+            graph, pool=self._memory, stream=self._captured_on, capture_error_mode="thread_local"
+        )
+        # The outer one comes back to this stream where the inner one fails, and does not.
+        with torch.cuda.stream(here), captured:
             work()
         replay: Replay = graph.replay
         return replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Makes whatever waits for the device raise RuntimeError, in all threads."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # Torch says once that the mode is a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class DecodeOutput:

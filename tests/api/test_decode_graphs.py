@@ -225,6 +225,26 @@ def test_a_pool_of_graphs_that_are_gone_takes_no_new_ones(
     assert len(made) == 2
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="captures on a GPU")
+def test_what_waits_for_the_device_is_refused_and_leaves_no_trace() -> None:
+    count, here = torch.ones(1, device=DEVICE), torch.cuda.current_stream()
+
+    def waits() -> None:
+        count.item()
+
+    def counts() -> None:
+        count.add_(1)
+
+    with pytest.raises(RuntimeError):
+        CudaCapture()(waits)
+    assert torch.cuda.current_stream() == here
+    torch.cuda.empty_cache()
+    replay = CudaCapture()(counts)
+    before = count.item()
+    replay()
+    assert count.item() == before + 1
+
+
 def test_no_graph_is_made_of_a_model_in_training_mode(model: Any) -> None:
     """Its dropout would be captured with it."""
     with PrefixCachedModel(
