@@ -207,7 +207,8 @@ class DecodeGraphs:
             lanes.advance(bucket.picks[0])
 
         try:
-            with torch.inference_mode():
+            # A graph is captured on the current device, which need not be the pool's.
+            with torch.inference_mode(), torch.cuda.device_of(self._pool.k):  # type: ignore[no-untyped-call]
                 if self._capture is None:
                     self._capture = CudaCapture()
                 bucket.replays[shares] = self._capture(work)
