@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,9 @@ from kvtrie.chunk_kernels.tilings import cost_model_for, tilings_of
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
+
+WORTH_STEPS = 32
+"""Steps after which a graph of its own pays for what a wider one serves: capturing takes as long as tens."""
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +133,8 @@ class DecodeGraphs:
         self._capture = capture
         self._buckets: dict[int, _Bucket] = {}
         self._latest: _Bucket | None = None
+        self._wanted: Counter[tuple[int, bool]] = Counter()
+        """Steps for which a graph of so many lanes, with shared work or without, was not there."""
         self._kept: list[Tensor] = []
         """What captured graphs read: alive as long as they are, whatever the caller does to the model."""
         self._made_for: Digests | None = None
@@ -147,6 +153,7 @@ class DecodeGraphs:
 
     def _drop(self) -> None:
         self._buckets.clear()
+        self._wanted.clear()
         self._latest = self._made_for = None
         self._kept = []
         if isinstance(self._capture, CudaCapture):
@@ -166,6 +173,9 @@ class DecodeGraphs:
             self._latest = None
             return None
         shares = lanes.has_partials
+        if shares not in bucket.replays and True in bucket.replays and self._may_wait(lanes.lanes, False):
+            # With both launches any plan is served.
+            shares = True
         if shares not in bucket.replays:
             if self._made_for is not None and not self.fits(self._identity.digests()):
                 # Beside a new graph, those of another model would pass for this one's.
@@ -184,6 +194,10 @@ class DecodeGraphs:
 
     def _bucket(self, count: int) -> _Bucket:
         size = 1 << (count - 1).bit_length()
+        captured = [size for size, bucket in self._buckets.items() if bucket.replays]
+        wider = [lanes for lanes in captured if lanes > size]
+        if size not in captured and wider and self._may_wait(size, True):
+            size = min(wider)
         if size not in self._buckets:
             facts = self._runner.facts
             group = facts.config.num_attention_heads // facts.kv_heads
@@ -193,6 +207,11 @@ class DecodeGraphs:
                 lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
                 self._buckets[size] = _Bucket(lanes)
         return self._buckets[size]
+
+    def _may_wait(self, lanes: int, shares: bool) -> bool:
+        """Whether a graph that is not captured yet has been wanted so little that another is to stand in."""
+        self._wanted[lanes, shares] += 1
+        return self._wanted[lanes, shares] < WORTH_STEPS
 
     def _captured(self, bucket: _Bucket, shares: bool) -> bool:
         lanes = bucket.lanes

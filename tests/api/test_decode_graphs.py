@@ -126,6 +126,28 @@ def test_what_lanes_cannot_hold_runs_without(model: Any) -> None:
         assert 0 < cached.stats()["graph_steps"] <= 5, "only while one is alone"
 
 
+@pytest.mark.parametrize("worth_steps", [4, 100])
+def test_few_run_in_a_graph_for_many_until_one_of_their_own_pays(
+    model: Any, monkeypatch: pytest.MonkeyPatch, worth_steps: int
+) -> None:
+    """Capturing stops the service for as long as tens of steps take."""
+    monkeypatch.setattr("kvtrie.api.decode_graphs.WORTH_STEPS", worth_steps)
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        prompts = [[*SHARED, 90, i] for i in range(3)]
+        alone = [cached.submit(prompt, max_new_tokens=12, eos=()) for prompt in prompts]
+        cached.engine.run()
+        graphs = in_lanes(cached)
+        found = [
+            cached.submit(prompt, max_new_tokens=new, eos=()) for prompt, new in zip(prompts, (4, 4, 12))
+        ]
+        cached.engine.run()
+        assert [one.tokens for one in found] == [one.tokens[:new] for one, new in zip(alone, (4, 4, 12))]
+        captured = sorted(size for size, bucket in graphs._buckets.items() if bucket.replays)
+        assert captured == ([1, 4] if worth_steps == 4 else [4])
+
+
 def test_a_model_that_cannot_be_captured_is_served_all_the_same(
     model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
