@@ -301,6 +301,18 @@ def test_lanes_made_in_inference_mode_serve_outside_of_it(model: Any) -> None:
         assert completion.tokens == expected[1]
 
 
+def test_a_default_device_moves_nothing_but_the_model(model: Any) -> None:
+    """Plans are staged on the host, whatever `torch.set_default_device` says."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        with torch.device("meta"):
+            lanes = graphs._bucket(2).lanes
+        lanes.clear()
+        assert lanes._staged.device.type == "cpu"
+
+
 def test_a_pool_made_in_inference_mode_serves_outside_of_it(model: Any) -> None:
     with torch.inference_mode():
         cached = PrefixCachedModel(model, memory="1MiB", chunk_tokens=CHUNK)
