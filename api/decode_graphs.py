@@ -8,7 +8,10 @@ reads one small tensor: which tokens, and whether the logits were finite.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +25,9 @@ from kvtrie.chunk_kernels.tilings import cost_model_for, tilings_of
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
 
+WORTH_STEPS = 32
+"""Steps after which a graph of its own pays for what a wider one serves: capturing takes as long as tens."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -30,6 +36,10 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
+        # Kept: cuBLAS keeps a workspace for every stream it has seen. Two, for that of captured work must come from
+        # the graphs' memory, and the other one not.
+        self._aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captured_on: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], None]) -> Replay:
         """Runs `work` for its kernels to be compiled, then captures it.
@@ -37,17 +47,39 @@ class CudaCapture:
         Raises:
             RuntimeError: something in it cannot be captured.
         """
-        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
+        here = torch.cuda.current_stream()
+        self._aside.wait_stream(here)
+        try:
+            with torch.cuda.stream(self._aside):
                 work()
-        torch.cuda.current_stream().wait_stream(aside)
+                # Found before it is captured: torch's allocator does not recover from a capture that fails.
+                with _waiting_refused():
+                    work()
+        finally:
+            here.wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        captured = torch.cuda.graph(
+            graph, pool=self._memory, stream=self._captured_on, capture_error_mode="thread_local"
+        )
+        # The outer one comes back to this stream where the inner one fails, and does not.
+        with torch.cuda.stream(here), captured:
             work()
         replay: Replay = graph.replay
         return replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Makes whatever waits for the device raise RuntimeError, in all threads."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # Torch says once that the mode is a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class DecodeOutput:
@@ -101,6 +133,8 @@ class DecodeGraphs:
         self._capture = capture
         self._buckets: dict[int, _Bucket] = {}
         self._latest: _Bucket | None = None
+        self._wanted: Counter[tuple[int, bool]] = Counter()
+        """Steps for which a graph of so many lanes, with shared work or without, was not there."""
         self._kept: list[Tensor] = []
         """What captured graphs read: alive as long as they are, whatever the caller does to the model."""
         self._made_for: Digests | None = None
@@ -119,12 +153,16 @@ class DecodeGraphs:
 
     def _drop(self) -> None:
         self._buckets.clear()
+        self._wanted.clear()
         self._latest = self._made_for = None
         self._kept = []
+        if isinstance(self._capture, CudaCapture):
+            # Its memory pool takes no more graphs once all of them are gone.
+            self._capture = None
 
     def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
         """Runs one step; None (nothing done) where these sequences need an ordinary one."""
-        if self.refused is not None or len(sequences) > self._most:
+        if self.refused is not None or len(sequences) > self._most or self._runner.facts.model.training:
             return None
         bucket = self._bucket(len(sequences))
         lanes = bucket.lanes
@@ -135,7 +173,13 @@ class DecodeGraphs:
             self._latest = None
             return None
         shares = lanes.has_partials
+        if shares not in bucket.replays and True in bucket.replays and self._may_wait(lanes.lanes, False):
+            # With both launches any plan is served.
+            shares = True
         if shares not in bucket.replays:
+            if self._made_for is not None and not self.fits(self._identity.digests()):
+                # Beside a new graph, those of another model would pass for this one's.
+                return None
             lanes.clear()
             if not self._captured(bucket, shares):
                 return None
@@ -150,13 +194,24 @@ class DecodeGraphs:
 
     def _bucket(self, count: int) -> _Bucket:
         size = 1 << (count - 1).bit_length()
+        captured = [size for size, bucket in self._buckets.items() if bucket.replays]
+        wider = [lanes for lanes in captured if lanes > size]
+        if size not in captured and wider and self._may_wait(size, True):
+            size = min(wider)
         if size not in self._buckets:
             facts = self._runner.facts
             group = facts.config.num_attention_heads // facts.kv_heads
             tilings = tilings_of(self._pool, size, 1, group)
-            lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
-            self._buckets[size] = _Bucket(lanes)
+            # A caller's inference mode ends before the lanes do; what is made in it cannot be written after it.
+            with torch.inference_mode(False):
+                lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
+                self._buckets[size] = _Bucket(lanes)
         return self._buckets[size]
+
+    def _may_wait(self, lanes: int, shares: bool) -> bool:
+        """Whether a graph that is not captured yet has been wanted so little that another is to stand in."""
+        self._wanted[lanes, shares] += 1
+        return self._wanted[lanes, shares] < WORTH_STEPS
 
     def _captured(self, bucket: _Bucket, shares: bool) -> bool:
         lanes = bucket.lanes
@@ -171,7 +226,8 @@ class DecodeGraphs:
             lanes.advance(bucket.picks[0])
 
         try:
-            with torch.inference_mode():
+            # A graph is captured on the current device, which need not be the pool's.
+            with torch.inference_mode(), torch.cuda.device_of(self._pool.k):  # type: ignore[no-untyped-call]
                 if self._capture is None:
                     self._capture = CudaCapture()
                 bucket.replays[shares] = self._capture(work)

@@ -77,4 +77,6 @@ def attend(
 
     group = query.shape[1] // shape.kv_heads
     launch = launch_plan(step, group, tilings_for(step, group), cost_model_for(pool.device))
-    return attend_triton(query, pool, layer, launch, scale, variant)
+    # Triton launches on the current device, which need not be the pool's.
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+        return attend_triton(query, pool, layer, launch, scale, variant)

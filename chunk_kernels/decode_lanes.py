@@ -72,7 +72,8 @@ class DecodeLanes:
         words = 2 * 3 * lanes + lanes * TAIL_CHUNKS
         self._plan_at = -(-words // 4) * 4
         size = self._plan_at + self._capacity.packed
-        self._staged = torch.zeros(size, dtype=torch.int32, pin_memory=is_cuda)
+        # The device is said, for the caller may have set another default.
+        self._staged = torch.zeros(size, dtype=torch.int32, device="cpu", pin_memory=is_cuda)
         self._words = self._staged.numpy()
         device = torch.zeros(size, dtype=torch.int32, device=pool.device)
         self._device = device

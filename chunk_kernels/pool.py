@@ -40,18 +40,20 @@ class ChunkPool:
         stored_dtype = STORED_DTYPES[shape.kv_format] if shape.is_quantised else self.dtype
         self.free_slots = SlotAllocator(slots)
         sizes = (shape.layers, shape.kv_heads, slots, shape.chunk_tokens)
-        # Zeros, not empty: padded slab lanes are masked, but a NaN there would still reach the output.
-        self.k = torch.zeros(*sizes, shape.key_dim, dtype=stored_dtype, device=self.device)
-        """`[layers, kv_heads, slots, chunk_tokens, key_dim]`"""
-        self.v = torch.zeros(*sizes, shape.value_dim, dtype=stored_dtype, device=self.device)
-        """`[layers, kv_heads, slots, chunk_tokens, value_dim]`"""
         self.k_scale: Tensor | None = None
         """fp32 `[layers, kv_heads, slots, chunk_tokens]` of a quantised pool; None of a raw one."""
         self.v_scale: Tensor | None = None
         """As `k_scale`, for values."""
-        if shape.is_quantised:
-            self.k_scale = torch.zeros(*sizes, dtype=torch.float32, device=self.device)
-            self.v_scale = torch.zeros(*sizes, dtype=torch.float32, device=self.device)
+        # A caller's inference mode ends before the pool does, and what is made in it cannot be written after it.
+        with torch.inference_mode(False):
+            # Zeros, not empty: padded slab lanes are masked, but a NaN there would still reach the output.
+            self.k = torch.zeros(*sizes, shape.key_dim, dtype=stored_dtype, device=self.device)
+            """`[layers, kv_heads, slots, chunk_tokens, key_dim]`"""
+            self.v = torch.zeros(*sizes, shape.value_dim, dtype=stored_dtype, device=self.device)
+            """`[layers, kv_heads, slots, chunk_tokens, value_dim]`"""
+            if shape.is_quantised:
+                self.k_scale = torch.zeros(*sizes, dtype=torch.float32, device=self.device)
+                self.v_scale = torch.zeros(*sizes, dtype=torch.float32, device=self.device)
 
     @property
     def slots(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kvtrie.chunk_kernels.pool import ChunkPool
@@ -24,7 +25,9 @@ def write_kv(pool: ChunkPool, layer: int, write_at: Tensor, key: Tensor, value: 
     if pool.device.type == "cpu":
         pool.write(layer, write_at, key, value)
     else:
-        write_triton(pool, layer, write_at, key, value)
+        # Triton launches on the current device, which need not be the pool's.
+        with torch.cuda.device_of(key):  # type: ignore[no-untyped-call]
+            write_triton(pool, layer, write_at, key, value)
 
 
 def write_triton(pool: ChunkPool, layer: int, write_at: Tensor, key: Tensor, value: Tensor) -> None:

@@ -19,6 +19,7 @@ from kvtrie.api.decode_graphs import CudaCapture, DecodeGraphs
 from kvtrie.api.engine import EngineConfig
 from kvtrie.api.kv_memory import device_slot
 from kvtrie.api.request import Completion
+from kvtrie.prefix_tree.errors import InputError
 from tests.api.models import tiny_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,6 +126,28 @@ def test_what_lanes_cannot_hold_runs_without(model: Any) -> None:
         assert 0 < cached.stats()["graph_steps"] <= 5, "only while one is alone"
 
 
+@pytest.mark.parametrize("worth_steps", [4, 100])
+def test_few_run_in_a_graph_for_many_until_one_of_their_own_pays(
+    model: Any, monkeypatch: pytest.MonkeyPatch, worth_steps: int
+) -> None:
+    """Capturing stops the service for as long as tens of steps take."""
+    monkeypatch.setattr("kvtrie.api.decode_graphs.WORTH_STEPS", worth_steps)
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        prompts = [[*SHARED, 90, i] for i in range(3)]
+        alone = [cached.submit(prompt, max_new_tokens=12, eos=()) for prompt in prompts]
+        cached.engine.run()
+        graphs = in_lanes(cached)
+        found = [
+            cached.submit(prompt, max_new_tokens=new, eos=()) for prompt, new in zip(prompts, (4, 4, 12))
+        ]
+        cached.engine.run()
+        assert [one.tokens for one in found] == [one.tokens[:new] for one, new in zip(alone, (4, 4, 12))]
+        captured = sorted(size for size, bucket in graphs._buckets.items() if bucket.replays)
+        assert captured == ([1, 4] if worth_steps == 4 else [4])
+
+
 def test_a_model_that_cannot_be_captured_is_served_all_the_same(
     model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,6 +195,133 @@ def test_graphs_of_another_model_are_dropped(model: Any) -> None:
         finally:
             with torch.no_grad():
                 weight.mul_(-1.0)
+
+
+def test_no_graph_of_another_model_stays_beside_new_ones(model: Any) -> None:
+    """Weights change, and the next step captures for another number of lanes: the old graphs go all the same."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        cached.submit([*SHARED, 1], max_new_tokens=4, eos=())
+        cached.engine.run()
+        (old,) = graphs._buckets.values()
+        weight = model.model.layers[0].mlp.up_proj.weight
+        with torch.no_grad():
+            weight.mul_(-1.0)
+        try:
+            for i in range(2):
+                cached.submit([*SHARED, i], max_new_tokens=6, eos=())
+            cached.engine.run()
+            assert any(bucket.replays for bucket in graphs._buckets.values())
+            assert old not in graphs._buckets.values()
+        finally:
+            with torch.no_grad():
+                weight.mul_(-1.0)
+
+
+def test_a_pool_of_graphs_that_are_gone_takes_no_new_ones(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's allocator refuses that, as long as anything of the old graphs' memory is in use."""
+
+    class Captures:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+            return _run_again(work)
+
+    made: list[Captures] = []
+    monkeypatch.setattr("kvtrie.api.decode_graphs.CudaCapture", Captures)
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        in_lanes(cached)._capture = None
+        weight = model.model.layers[0].mlp.up_proj.weight
+        for sign in (-1.0, -1.0):
+            cached.submit([*SHARED, 1], max_new_tokens=6, eos=())
+            cached.engine.run()
+            with torch.no_grad():
+                weight.mul_(sign)
+    assert len(made) == 2
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="captures on a GPU")
+def test_what_waits_for_the_device_is_refused_and_leaves_no_trace() -> None:
+    count, here = torch.ones(1, device=DEVICE), torch.cuda.current_stream()
+
+    def waits() -> None:
+        count.item()
+
+    def counts() -> None:
+        count.add_(1)
+
+    with pytest.raises(RuntimeError):
+        CudaCapture()(waits)
+    assert torch.cuda.current_stream() == here
+    torch.cuda.empty_cache()
+    replay = CudaCapture()(counts)
+    before = count.item()
+    replay()
+    assert count.item() == before + 1
+
+
+def test_no_graph_is_made_of_a_model_in_training_mode(model: Any) -> None:
+    """Its dropout would be captured with it."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        cached.warm(SHARED)
+        completion = cached.submit([*SHARED, 1], max_new_tokens=4, eos=())
+        model.train()
+        try:
+            with pytest.raises(InputError, match="training mode"):
+                cached.engine.run()
+        finally:
+            model.eval()
+        assert isinstance(completion.error, InputError)
+        assert not any(bucket.replays for bucket in graphs._buckets.values())
+
+
+def test_lanes_made_in_inference_mode_serve_outside_of_it(model: Any) -> None:
+    expected, plain = serve(model, captured=False)
+    plain.close()
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        in_lanes(cached)
+        with torch.inference_mode():
+            cached.submit([*SHARED, 90, 7], max_new_tokens=4, eos=())
+            cached.engine.run()
+        completion = cached.submit([*SHARED, 90, 1], max_new_tokens=12, eos=())
+        cached.engine.run()
+        assert completion.error is None
+        assert completion.tokens == expected[1]
+
+
+def test_a_default_device_moves_nothing_but_the_model(model: Any) -> None:
+    """Plans are staged on the host, whatever `torch.set_default_device` says."""
+    with PrefixCachedModel(
+        model, memory="1MiB", chunk_tokens=CHUNK, engine=EngineConfig(decode_graphs=False)
+    ) as cached:
+        graphs = in_lanes(cached)
+        with torch.device("meta"):
+            lanes = graphs._bucket(2).lanes
+        lanes.clear()
+        assert lanes._staged.device.type == "cpu"
+
+
+def test_a_pool_made_in_inference_mode_serves_outside_of_it(model: Any) -> None:
+    with torch.inference_mode():
+        cached = PrefixCachedModel(model, memory="1MiB", chunk_tokens=CHUNK)
+    with cached:
+        for last in (1, 2):
+            # The second begins with a copy of half of the first one's last chunk.
+            completion = cached.submit([*SHARED, 3, 4, 5, last, 6, 7, 8, 9, last], max_new_tokens=2, eos=())
+            cached.engine.run()
+            assert completion.error is None
 
 
 def test_lanes_store_the_int8_that_ordinary_steps_store() -> None:
