@@ -18,17 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kvtrie.api.decode_graphs import DecodeGraphs
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.loading import load_missing
 from kvtrie.api.model_facts import ModelFacts
-from kvtrie.api.model_identity import Digests, ModelIdentity
+from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.model_runner import ModelRunner
 from kvtrie.api.request import Completion, Job, Request
 from kvtrie.api.sampler import Sampler
 from kvtrie.api.sequence_kv import open_sequence
+from kvtrie.api.step_runner import StepRunner
 from kvtrie.api.trace.watch import TrafficWatch
-from kvtrie.chunk_kernels import LaneSequence, prepare_step
 from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhausted
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
 
@@ -53,23 +52,6 @@ class EngineConfig:
             raise InputError(f"engine limits must be at least 1, got {self}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What one step computed, a row per sequence."""
-
-    model: Digests
-    """Of the model after the pass."""
-    likeliest: list[int]
-    finite: list[bool]
-    """Whether the logits are."""
-    logits: torch.Tensor
-    """fp32 `[sequences, vocabulary]`"""
-
-
-AHEAD_TOKENS = 32
-"""Where decode steps are captured: tokens for which room is reserved at once, so that plans last as long."""
-
-
 class Engine:
     """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock."""
 
@@ -82,16 +64,17 @@ class Engine:
         lock: threading.RLock | None = None,
     ) -> None:
         self.memory = memory
-        self._identity = identity
         self.config = config or EngineConfig()
         self.lock = lock if lock is not None else threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
         self.watch = TrafficWatch(memory.shape.chunk_tokens, "engine")
         """Told of every request that is through."""
-        self._runner = ModelRunner(facts, memory.pool, self.lock)
-        self._graphs: DecodeGraphs | None = None
-        if self.config.decode_graphs and memory.pool.device.type == "cuda":
-            self._graphs = DecodeGraphs(self._runner, identity, memory.pool, self.config.max_running)
+        self._steps = StepRunner(
+            memory,
+            ModelRunner(facts, memory.pool, self.lock),
+            identity,
+            graphs_for=self.config.max_running if self.config.decode_graphs else 0,
+        )
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         """Oldest first: the last one is preempted first."""
@@ -124,7 +107,7 @@ class Engine:
             InputError: an empty prompt, a token outside the vocabulary, or more positions than the model has.
             PoolExhausted: together they can never fit the pool.
         """
-        self._runner.check_tokens(tokens, max_new_tokens)
+        self._steps.runner.check_tokens(tokens, max_new_tokens)
         shape, slots = self.memory.shape, self.memory.pool.slots
         needed = -(-(len(tokens) + max_new_tokens) // shape.chunk_tokens)
         if needed > slots:
@@ -219,8 +202,7 @@ class Engine:
     def _gather(self) -> list[tuple[Job, int]]:
         """Jobs and how many rows each gets, with room reserved; the youngest make way when memory is short."""
         batch: list[tuple[Job, int]] = []
-        if self._graphs is not None:
-            self._reserve_ahead()
+        self._steps.reserve_ahead(self._running)
         # Decoding sequences come first: a long prompt must not hold up the others' next tokens.
         decoding = sum(job.to_compute == 1 for job in self._running)
         budget = max(1, self.config.step_tokens - decoding)
@@ -236,16 +218,6 @@ class Engine:
                 batch.append((job, rows))
                 budget -= rows if job.to_compute > 1 else 0
         return batch
-
-    def _reserve_ahead(self) -> None:
-        """When one decoding sequence needs a slot, all that will soon need one get it: one new plan for many."""
-        decoding = [job for job in self._running if job.kv is not None and job.to_compute == 1]
-        if all(job.kv.room for job in decoding if job.kv is not None):
-            return
-        for job in decoding:
-            left = job.completion.request.max_new_tokens - len(job.completion.tokens)
-            if job.kv is not None:
-                job.kv.reserve(min(left, AHEAD_TOKENS))
 
     def _make_way(self, job: Job) -> None:
         youngest = self._running[-1]
@@ -276,7 +248,7 @@ class Engine:
 
     def _compute(self, batch: list[tuple[Job, int]]) -> None:
         try:
-            outcome = self._replay(batch) or self._forward(batch)
+            outcome = self._steps.run(batch)
         except Exception as error:
             for job, _ in batch:
                 self._finish(job, "error", error, poisoned=True)
@@ -304,46 +276,6 @@ class Engine:
                     ),
                     poisoned=True,
                 )
-
-    def _forward(self, batch: list[tuple[Job, int]]) -> _Outcome:
-        """An ordinary step: any mixture of prefill and decode rows."""
-        if self._graphs is not None:
-            self._graphs.interrupted()
-        tokens: list[int] = []
-        last_rows: list[int] = []
-        sequences = []
-        for job, rows in batch:
-            assert job.kv is not None
-            start = job.kv.context_tokens
-            tokens += job.tokens[start : start + rows]
-            last_rows.append(len(tokens) - 1)
-            sequences.append(job.kv.step(rows))
-        step = prepare_step(sequences, self.memory.pool)
-        logits = self._runner.forward(tokens, step, last_rows)
-        # Compared after the pass: what changed during it counts too. On a device, while that is still busy.
-        model = self._identity.digests()
-        likeliest, finite = torch.stack([logits.argmax(-1), torch.isfinite(logits).all(-1)]).tolist()
-        return _Outcome(model, likeliest, finite, logits)
-
-    def _replay(self, batch: list[tuple[Job, int]]) -> _Outcome | None:
-        """A step of decoding sequences only, from a captured graph; None where there is none for it."""
-        graphs = self._graphs
-        if graphs is None or any(rows > 1 or job.to_compute > 1 for job, rows in batch):
-            return None
-        sequences = []
-        for job, _ in batch:
-            assert job.kv is not None
-            sequences.append(LaneSequence(job.kv.layout, job.kv.slots, job.kv.context_tokens, job.tokens[-1]))
-        output = graphs.run(sequences)
-        if output is None:
-            return None
-        model = self._identity.digests()
-        if not graphs.fits(model):
-            return None
-        likeliest, finite = output.read()
-        graphs.chosen(likeliest)
-        self.memory.counters["graph_steps"] += 1
-        return _Outcome(model, likeliest, finite, output.logits)
 
     def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
         """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""

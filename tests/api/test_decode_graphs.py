@@ -47,13 +47,13 @@ def in_lanes(cached: PrefixCachedModel, most: int = 8) -> DecodeGraphs:
     """Switches an engine to the captured path, whatever the device."""
     engine = cached.engine
     graphs = DecodeGraphs(
-        engine._runner,
-        engine._identity,
+        engine._steps.runner,
+        engine._steps._identity,
         engine.memory.pool,
         most,
         CudaCapture() if DEVICE == "cuda" else _run_again,
     )
-    engine._graphs = graphs
+    engine._steps.graphs = graphs
     return graphs
 
 
