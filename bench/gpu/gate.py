@@ -23,6 +23,8 @@ from bench.gpu.task import Context, Task
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/chunk_kernels"
 DRY_TESTS = "tests/chunk_kernels/test_tilings.py"
+GRAPH_TESTS = "tests/api/test_decode_graphs.py"
+"""Real captures, which only a GPU can show. Red, they cost serving its graphs, and the kernels nothing."""
 TEST_SECONDS = 200.0
 SDPA_FACTOR = 1.5
 FP32_ERROR = 1e-5
@@ -31,7 +33,9 @@ LSE_ERROR = 1e-5
 
 def tasks(context: Context) -> Iterator[Task]:
     """The test suite of the kernels, then direct checks."""
-    yield Task("pytest", lambda: _pytest(context))
+    yield Task("pytest", lambda: _pytest(context, DRY_TESTS if context.dry else TESTS))
+    if not context.dry:
+        yield Task("captured decode steps", lambda: _graphs(context))
     scale = DRY if context.dry else FULL
     shapes = [
         levels("shared prefix", "gate", (1, 16), (1024, 192), scale),
@@ -48,15 +52,21 @@ def tasks(context: Context) -> Iterator[Task]:
         yield Task(f"{shape.name}, {dtype}", lambda shape=shape, dtype=dtype: _direct(context, shape, dtype))
 
 
-def _pytest(context: Context) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20"]
+def _graphs(context: Context) -> dict[str, Any]:
+    # Without the conftest of tests/api, which wants a web server's packages.
+    found = _pytest(context, GRAPH_TESTS, "--noconftest")
+    return found if found["ok"] else {**found, "ok": None}
+
+
+def _pytest(context: Context, tests: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=20", *options]
     if not context.dry and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(12, os.cpu_count() or 1))]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     limit = max(10.0, min(TEST_SECONDS, context.budget.left))
     try:
         ran = subprocess.run(
-            [*command, DRY_TESTS if context.dry else TESTS],
+            [*command, tests],
             cwd=ROOT,
             env=environment,
             capture_output=True,
