@@ -12,7 +12,7 @@ from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.node import Node, Residence
 from kvtrie.prefix_tree.policies.return_times import ReturnTimes, kind_of
 
-_LEARN_EVERY = 32
+_LEARN_EVERY = 16
 """Requests."""
 _END_LEVEL = -12
 """Level of a request's last chunk: it is mostly cut off somewhere, and the next turn has another in its place."""
@@ -50,9 +50,9 @@ class _Note:
 
 
 class _Marker:
-    """Left by a request at a chunk, cached or not, until the next request comes through it."""
+    """Left by a request at one chunk or two, cached or not, until the next request comes through either."""
 
-    __slots__ = ("chunks", "first", "parted", "place", "turn")
+    __slots__ = ("chunks", "first", "keys", "parted", "place", "turn")
 
     def __init__(self, turn: int, chunks: int, place: int | None, parted: int, first: float) -> None:
         self.turn = turn
@@ -62,6 +62,8 @@ class _Marker:
         """Where `ReturnTimes` waits for it; None where requests part."""
         self.parted = parted
         self.first = first
+        self.keys: list[bytes] = []
+        """Of the chunks where it was left."""
 
 
 class _TurnBefore(NamedTuple):
@@ -83,7 +85,9 @@ class LearnedReturn:
     rate at which they came, and no more than once per time it has been silent.
 
     Requests leave a marker in the middle of what they added, found again by chunk key whether cached or
-    not, so that turn and gap are known also where the cache was too small to keep the path.
+    not, so that turn and gap are known also where the cache was too small to keep the path. The next turn leaves
+    its own there as well as in the middle of what it adds: a third question about a document shares no more with
+    the second than the second with the first.
     Leaves are in buckets of equal chance, ordered by last use. In a bucket worth rises, then falls with age, so
     the least is at one of its ends, and a victim costs a look at the ends of the buckets that changed.
 
@@ -134,7 +138,7 @@ class LearnedReturn:
     def finished(self, residence: Residence, matched_chunks: int) -> None:
         """A request is through: told once per request and tier, at the deepest resident chunk of its path, before
         its hold there ends. `matched_chunks` of the path were resident when it came. Its time is the node's
-        `last_used_at`. Costs a look-up per chunk of the path, and a millisecond of learning every 32 requests.
+        `last_used_at`. Costs a look-up per chunk of the path, and a millisecond of learning every 16 requests.
         """
         self._advance(residence.node.last_used_at)
         path, tier = residence.node.path(), residence.tier
@@ -170,7 +174,10 @@ class LearnedReturn:
             self._mark(path[fork], _Marker(turn, chunks, None, parted, note.first))
         middle = path[max(0, min((matched_chunks + chunks) // 2, chunks - 2))]
         if middle.key not in self._markers:
-            self._mark(middle, _Marker(turn, chunks, self._returns.open(end.kind, self._now), 0, 0.0))
+            marker = _Marker(turn, chunks, self._returns.open(end.kind, self._now), 0, 0.0)
+            self._mark(middle, marker)
+            if turn > 1 and turn_before is not None and path[turn_before.depth].key not in self._markers:
+                self._mark(path[turn_before.depth], marker)
         if end.entry is not None:
             self._pull(end)
             self._push(residence, end)
@@ -207,14 +214,15 @@ class LearnedReturn:
             self._least.clear()
 
     def _recall(self, path: list[Node]) -> tuple[_TurnBefore | None, dict[int, _Marker]]:
-        """Takes up the markers along a path: the deepest that a request left in what it added, and by depth
-        those where requests part."""
+        """Takes up the markers along a path: the deepest that a request left (of one at two chunks, where the path
+        meets it), and by depth those where requests part."""
         before: _TurnBefore | None = None
         forks: dict[int, _Marker] = {}
         for depth, node in enumerate(path):
-            marker = self._markers.pop(node.key, None)
+            marker = self._markers.get(node.key)
             if marker is None:
                 continue
+            self._take_up(marker)
             if marker.place is None:
                 forks[depth] = marker
             else:
@@ -225,10 +233,16 @@ class LearnedReturn:
 
     def _mark(self, node: Node, marker: _Marker) -> None:
         self._markers[node.key] = marker
+        marker.keys.append(node.key)
         if len(self._markers) > self._limit:
-            oldest = self._markers.pop(next(iter(self._markers)))
+            oldest = next(iter(self._markers.values()))
+            self._take_up(oldest)
             if oldest.place is not None:
                 self._returns.close(oldest.place, self._now, returned=False)
+
+    def _take_up(self, marker: _Marker) -> None:
+        for key in marker.keys:
+            del self._markers[key]
 
     def _note(self, residence: Residence) -> _Note:
         note = self._notes.get(residence)

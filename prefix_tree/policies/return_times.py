@@ -22,9 +22,9 @@ _KINDS = (_TURNS, _LENGTHS, _GAPS)
 
 _PRIOR_PER_OCTAVE = 0.25
 """Chance of a return in each doubling of the age, before anything is known: recency matters, as in LRU."""
-_CURVE_WEIGHT = 8.0
+_CURVE_WEIGHT = 16.0
 """Requests' worth of belief in the age before, where the curve has few to go by."""
-_FACTOR_WEIGHT = 4.0
+_FACTOR_WEIGHT = 8.0
 """Returns' worth of belief in a factor's prior."""
 _OWN_WEIGHT = 8.0
 """Returns' worth of belief that a kind is the product of its factors."""

@@ -152,6 +152,17 @@ def test_memory_is_bounded_by_markers_and_residents() -> None:
     assert len(policy._notes) <= 30
 
 
+def test_a_third_question_about_a_document_is_its_third_turn_cached_or_not() -> None:
+    policy = LearnedReturn()
+    replay, document = Replay(policy, 24), range(8)
+    assert replay.request(0.0, [*document, 101, 102, 103, 104]) == 0
+    # It adds only its own chunks, and the third has none of these.
+    assert replay.request(10.0, [*document, 201, 202, 203, 204]) == 8
+    replay.request(20.0, range(1000, 1030))
+    assert replay.request(1000.0, [*document, 301, 302, 303, 304]) == 0
+    assert {marker.turn for marker in policy._markers.values()} == {1, 3}
+
+
 def test_kinds_tell_turns_lengths_and_gaps_apart() -> None:
     assert kind_of(1, 1, 0.0) != kind_of(2, 1, 0.0) != kind_of(2, 2, 0.0)
     assert kind_of(1, 5, 3.0) == kind_of(1, 5, 3000.0)
