@@ -9,6 +9,7 @@ from torch import Tensor
 from kvtrie.chunk_kernels.attend_kernel import attend_items
 from kvtrie.chunk_kernels.launch_plan import LaunchPlan
 from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.quantise import StoredLayer
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
 
 
@@ -31,17 +32,27 @@ def attend_triton(
     Raises:
         InputError: slopes or sinks that are not this query's.
     """
-    shape = pool.shape
+    return attend_stored(query, pool.keys(layer), pool.values(layer), launch, scale, variant)
+
+
+def attend_stored(
+    query: Tensor,
+    keys: StoredLayer,
+    values: StoredLayer,
+    launch: LaunchPlan,
+    scale: float,
+    variant: Variant = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    """As `attend_triton`, over one layer's keys and values wherever they stand."""
     query = query.contiguous()
-    rows, q_heads, _ = query.shape
+    rows, q_heads, key_dim = query.shape
     variant.check_heads(q_heads, query.device)
-    keys, values = pool.keys(layer), pool.values(layer)
-    out = torch.empty(rows, q_heads, shape.value_dim, dtype=query.dtype, device=query.device)
+    kv_heads, _, chunk_tokens, value_dim = values.elements.shape
+    out = torch.empty(rows, q_heads, value_dim, dtype=query.dtype, device=query.device)
     lse = torch.empty(rows, q_heads, dtype=torch.float32, device=query.device)
-    partial_out = torch.empty(
-        max(1, launch.sizes.partials), shape.value_dim, dtype=torch.float32, device=query.device
-    )
-    partial_lse = torch.empty(max(1, launch.sizes.partials), dtype=torch.float32, device=query.device)
+    partials = max(1, launch.sizes.partials)
+    partial_out = torch.empty(partials, value_dim, dtype=torch.float32, device=query.device)
+    partial_lse = torch.empty(partials, dtype=torch.float32, device=query.device)
     none = partial_lse  # stands in for pointers the variant does not read
     for stores_partial, items, count, cut in (
         (True, launch.items_partial, launch.sizes.partial_items, launch.tilings.partial),
@@ -49,7 +60,7 @@ def attend_triton(
     ):
         if count == 0:
             continue
-        attend_items[count, shape.kv_heads](
+        attend_items[count, kv_heads](
             query,
             keys.elements,
             values.elements,
@@ -75,13 +86,13 @@ def attend_triton(
             values.elements.stride(0),
             0 if keys.scale is None else keys.scale.stride(0),
             STORES_PARTIAL=stores_partial,
-            KV_HEADS=shape.kv_heads,
-            GROUP=q_heads // shape.kv_heads,
-            CHUNK=shape.chunk_tokens,
-            KEY_DIM=shape.key_dim,
-            VALUE_DIM=shape.value_dim,
-            BLOCK_KEY_DIM=max(16, triton.next_power_of_2(shape.key_dim)),
-            BLOCK_VALUE_DIM=max(16, triton.next_power_of_2(shape.value_dim)),
+            KV_HEADS=kv_heads,
+            GROUP=q_heads // kv_heads,
+            CHUNK=chunk_tokens,
+            KEY_DIM=key_dim,
+            VALUE_DIM=value_dim,
+            BLOCK_KEY_DIM=max(16, triton.next_power_of_2(key_dim)),
+            BLOCK_VALUE_DIM=max(16, triton.next_power_of_2(value_dim)),
             BLOCK_M=cut.block_m,
             BLOCK_N=cut.block_n,
             HAS_WINDOW=variant.window is not None,

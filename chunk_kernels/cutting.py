@@ -90,7 +90,7 @@ def cut(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> Cutting:
     return Cutting(shared, own_from)
 
 
-def pieces(
+def piece_tokens(
     tokens: int, pairs: int, tile_tokens: int, shape: ChunkShape, block_n: int, cost: CostModel
 ) -> int:
     """How many tokens each piece of a run has; all of them where it is not worth cutting.

@@ -111,7 +111,7 @@ class DecodeLanes:
         self._steps_left -= 1
 
     def update(self, sequences: Sequence[LaneSequence]) -> bool:
-        """Brings the lanes up to date. False (nothing done) where the plan is beyond their capacity.
+        """Brings the lanes up to date. False (nothing sent) where the plan is beyond their capacity.
 
         Where nothing has changed but what the device has done itself, nothing is sent.
         """

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels.cutting import CostModel, Cutting, cut, pieces
+from kvtrie.chunk_kernels.cutting import CostModel, Cutting, cut, piece_tokens
 from kvtrie.chunk_kernels.step import Step, caller_order
 from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.plan import Plan, PlanSequence
@@ -260,31 +260,26 @@ class _Builder:
         self._finish: list[tuple[int, ...]] = []
         self._merges_of: list[list[tuple[int, int, int]]] = [[] for _ in plan.order]
         self._partials = 0
+        self._tile_tokens = 0
+        """Tokens times tiles of the whole step, under one KV head."""
 
     def work(self, cutting: Cutting, order: Sequence[int], idle: Sequence[int]) -> Work:
         """Everything, cut as `cutting` says."""
         shared, own_from = cutting
         chunk, starts = self._shape.chunk_tokens, self._starts
         own = [tokens - begin * chunk for tokens, begin in zip(self._tokens, own_from)]
-        tile_tokens = sum(
-            (span.end_chunk - span.start_chunk)
-            * chunk
-            * -(
-                -(starts[span.end_reader] - starts[span.first_reader])
-                * self._group
-                // self._tilings.partial.block_m
-            )
-            for span in shared
-        ) + sum(
-            tokens * -(-(end - start) * self._group // self._tilings.finish.block_m)
-            for tokens, start, end in zip(own, starts, starts[1:])
-        )
         for first, end, begin, stop in shared:
-            slots_at = len(self._slots)
+            rows, tokens = starts[end] - starts[first], (stop - begin) * chunk
+            self._tile_tokens += tokens * self._tiles(rows, self._tilings.partial)
+        for tokens, start, next_start in zip(own, starts, starts[1:]):
+            self._tile_tokens += tokens * self._tiles(next_start - start, self._tilings.finish)
+        for first, end, begin, stop in shared:
+            slots_at, tokens = len(self._slots), (stop - begin) * chunk
             self._slots.extend(self._paths[first][begin:stop])
-            self._add_partials(first, end, slots_at, begin * chunk, (stop - begin) * chunk, tile_tokens)
+            piece = self._piece(tokens, starts[end] - starts[first])
+            self._add_partials(first, end, slots_at, begin * chunk, tokens, piece)
         for place, (tokens, begin) in enumerate(zip(own, own_from)):
-            self._add_own(place, begin, tokens, tile_tokens)
+            self._add_own(place, begin, tokens)
         index: list[tuple[int, int]] = []
         merges: list[tuple[int, int, int]] = []
         for found in self._merges_of:
@@ -305,20 +300,26 @@ class _Builder:
             len(merges),
             len(self._slots),
         )
-        rows = [*order, *idle]
-        return Work(sizes, self._partial, self._finish, rows, index, merges, self._slots)
+        all_rows = [*order, *idle]
+        return Work(sizes, self._partial, self._finish, all_rows, index, merges, self._slots)
+
+    def _tiles(self, rows: int, tiling: Tiling) -> int:
+        return -(-rows * self._group // tiling.block_m)
+
+    def _piece(self, tokens: int, rows: int) -> int:
+        pairs, block_n = rows * self._group, self._tilings.partial.block_n
+        return piece_tokens(tokens, pairs, self._tile_tokens, self._shape, block_n, self._cost)
 
     def _add_partials(
-        self, first: int, end: int, slots_at: int, start_token: int, tokens: int, tile_tokens: int
+        self, first: int, end: int, slots_at: int, start_token: int, tokens: int, piece: int
     ) -> None:
         """Items over all pieces of a run, each leaving a partial for every row of the run's readers."""
         first_row = self._starts[first]
         rows = self._starts[end] - first_row
-        pairs, tiling = rows * self._group, self._tilings.partial
-        piece = pieces(tokens, pairs, tile_tokens, self._shape, tiling.block_n, self._cost)
+        pairs = rows * self._group
         for begin in range(0, tokens, piece):
             stop = min(begin + piece, tokens)
-            for m_start in range(0, pairs, tiling.block_m):
+            for m_start in range(0, pairs, self._tilings.partial.block_m):
                 self._partial.append(
                     (first_row, rows, m_start, slots_at, begin, stop, start_token, self._partials, 0)
                 )
@@ -327,18 +328,15 @@ class _Builder:
                 self._merges_of[place].append(merge)
             self._partials += pairs * self._shape.kv_heads
 
-    def _add_own(self, place: int, begin: int, tokens: int, tile_tokens: int) -> None:
+    def _add_own(self, place: int, begin: int, tokens: int) -> None:
         """The items that finish one sequence's rows, over its private run where that is not cut."""
         first_row, end_row = self._starts[place], self._starts[place + 1]
         rows, tiling, chunk = end_row - first_row, self._tilings.finish, self._shape.chunk_tokens
         slots_at, start = len(self._slots), begin * chunk
         if tokens:
             self._slots.extend(self._paths[place][begin : -(-(start + tokens) // chunk)])
-            cost, pairs = self._cost, rows * self._group
-            if tokens >= 2 * cost.least_piece_tokens and tokens > pieces(
-                tokens, pairs, tile_tokens, self._shape, self._tilings.partial.block_n, cost
-            ):
-                self._add_partials(place, place + 1, slots_at, start, tokens, tile_tokens)
+            if tokens >= 2 * self._cost.least_piece_tokens and tokens > (piece := self._piece(tokens, rows)):
+                self._add_partials(place, place + 1, slots_at, start, tokens, piece)
                 tokens = 0
         for m_start in range(0, rows * self._group, tiling.block_m):
             self._finish.append((first_row, rows, m_start, slots_at, 0, tokens, start, 0, place))

@@ -33,15 +33,7 @@ EVERYTHING = Variant(
 )
 
 
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the kernel does not write is NaN."""
-    plain = torch.empty
-
-    def poisoned(*sizes: int, **options: object) -> torch.Tensor:
-        return plain(*sizes, **options).fill_(float("nan"))  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr("kvtrie.chunk_kernels.attend_triton.torch.empty", poisoned)
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrie.chunk_kernels.cutting import CostModel, Span, cut, pieces
+from kvtrie.chunk_kernels.cutting import CostModel, Span, cut, piece_tokens
 from kvtrie.prefix_tree import ChunkShape, Plan, PlanSequence, make_plan
 
 CHUNK = 64
@@ -54,15 +54,15 @@ def test_a_run_that_goes_down_is_read_with_the_one_below_it() -> None:
 
 def test_pieces_fill_the_device_and_no_more() -> None:
     cost = CostModel(processors=100, waves=2, least_piece_tokens=64)
-    alone = pieces(8192, 4, 8192, SHAPE, 64, cost)
+    alone = piece_tokens(8192, 4, 8192, SHAPE, 64, cost)
     assert 8192 // alone * SHAPE.kv_heads >= 150, "one sequence fills the device"
-    busy = pieces(8192, 4, 64 * 8192, SHAPE, 64, cost)
+    busy = piece_tokens(8192, 4, 64 * 8192, SHAPE, 64, cost)
     assert busy == 8192, "64 of them do so uncut"
 
 
 def test_partials_cost_a_small_share_of_what_a_piece_reads() -> None:
     cost = CostModel(processors=1 << 20)
     for pairs in (4, 128, 1024):
-        piece = pieces(1 << 20, pairs, 1 << 20, SHAPE, 64, cost)
+        piece = piece_tokens(1 << 20, pairs, 1 << 20, SHAPE, 64, cost)
         assert pairs * 2 * 4 * 129 <= 0.12 * piece * 512 * 1.01
         assert piece % 64 == 0

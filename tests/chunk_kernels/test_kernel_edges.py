@@ -11,10 +11,11 @@ import torch
 pytest.importorskip("triton")
 
 from kvtrie.chunk_kernels import PLAIN, ChunkPool, StepSequence, Variant, prepare_step
+from kvtrie.chunk_kernels.attend_triton import attend_stored, attend_triton
 from kvtrie.chunk_kernels.cutting import CostModel
 from kvtrie.chunk_kernels.launch_plan import LaunchPlan, Tiling, Tilings, launch_plan
+from kvtrie.chunk_kernels.quantise import StoredLayer
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
-from tests.chunk_kernels.launches import Stored, launch_attend
 from tests.chunk_kernels.oracle import oracle
 from tests.chunk_kernels.tolerance import most_error
 
@@ -23,6 +24,7 @@ HAS_FP8 = DEVICE == "cuda" and torch.cuda.get_device_capability() >= (8, 9) and 
 COMPILED = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter's tl.dot cannot multiply bf16")
 NEEDS_FP8 = pytest.mark.skipif(not HAS_FP8, reason="no GPU with float8_e4m3fn")
 SCALE = 0.17
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 TILINGS = Tilings(Tiling(block_m=16, block_n=32), Tiling(block_m=16, block_n=32))
 PIECES = CostModel(processors=1 << 20, launch_bytes=0, partial_share=1e9, least_piece_tokens=32)
 """Everything shared, in small pieces: private runs are cut too."""
@@ -47,8 +49,7 @@ class Forest:
         self, launch: LaunchPlan | None = None, variant: Variant = PLAIN
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """By the kernel, layer 1."""
-        keys, values = Stored(self.pool.k[1]), Stored(self.pool.v[1])
-        return launch_attend(self.query, keys, values, launch or self.launch, SCALE, variant)
+        return attend_triton(self.query, self.pool, 1, launch or self.launch, SCALE, variant)
 
 
 def make_forest(seed: int, key_dim: int = 32, value_dim: int = 32, dtype: str = "float32") -> Forest:
@@ -60,12 +61,14 @@ def make_forest(seed: int, key_dim: int = 32, value_dim: int = 32, dtype: str = 
     return Forest(pool, sequences, query, launch_plan(prepare_step(sequences, pool), 2, TILINGS, PIECES))
 
 
-def quantised(like: torch.Tensor, kv_format: str) -> Stored:
+def quantised(like: torch.Tensor, kv_format: str) -> StoredLayer:
     """Random bytes with a scale per token and head; what they stand for is about as large as noise."""
     scale = (torch.rand(like.shape[:-1], device=DEVICE) + 0.2) / 60
     if kv_format == "int8":
-        return Stored(torch.randint(-127, 128, like.shape, device=DEVICE).to(torch.int8), scale)
-    return Stored((torch.randn(like.shape, device=DEVICE) * 60).to(torch.float8_e4m3fn), scale)
+        elements = torch.randint(-127, 128, like.shape, device=DEVICE).to(torch.int8)
+    else:
+        elements = (torch.randn(like.shape, device=DEVICE) * 60).to(torch.float8_e4m3fn)
+    return StoredLayer(elements, scale, like.dtype)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -82,7 +85,7 @@ def test_quantised_elements_are_read_as_what_they_stand_for(
         assert stored.scale is not None
         side[1] = stored.elements.float() * stored.scale[..., None]
     for variant in (PLAIN, EVERYTHING) if dtype == "float32" else (PLAIN, Variant(window=20)):
-        out, lse = launch_attend(forest.query, keys, values, forest.launch, SCALE, variant)
+        out, lse = attend_stored(forest.query, keys, values, forest.launch, SCALE, variant)
         expected, expected_lse = oracle(forest.query, exact, 1, forest.sequences, SCALE, variant)
         allowed = most_error(forest.query, exact, 1, forest.sequences, SCALE, variant, expected)
         assert float((out.double() - expected).abs().max()) <= allowed
@@ -152,25 +155,26 @@ def test_programs_beyond_the_counts_do_nothing() -> None:
 def test_offsets_beyond_32_bits() -> None:
     forest = make_forest(1, 64, 64)
     near = [quantised(side[1], "int8") for side in (forest.pool.k, forest.pool.v)]
-    expected, expected_lse = launch_attend(forest.query, *near, forest.launch, SCALE, PLAIN)
+    expected, expected_lse = attend_stored(forest.query, *near, forest.launch, SCALE, PLAIN)
     slots = forest.pool.slots
     skipped = 2**31 // (CHUNK * 64)
     far = []
     for stored in near:
         assert stored.scale is not None
         # Never written between the heads, so on the CPU most of it is never there.
-        elements = torch.empty(skipped + 2 * slots, CHUNK, 64, dtype=torch.int8, device=DEVICE)
-        scale = torch.empty(skipped + 2 * slots, CHUNK, device=DEVICE)
+        elements = stored.elements.new_empty(skipped + 2 * slots, CHUNK, 64)
+        scale = stored.scale.new_empty(skipped + 2 * slots, CHUNK)
         elements[skipped:] = stored.elements.flatten(0, 1)
         scale[skipped:] = stored.scale.flatten(0, 1)
         heads = (2, skipped + slots)
         far.append(
-            Stored(
+            StoredLayer(
                 elements.as_strided((*heads, CHUNK, 64), (slots * CHUNK * 64, CHUNK * 64, 64, 1)),
                 scale.as_strided((*heads, CHUNK), (slots * CHUNK, CHUNK, 1)),
+                stored.dtype,
             )
         )
     moved = replace(forest.launch, slots=forest.launch.slots + skipped)
-    out, lse = launch_attend(forest.query, *far, moved, SCALE, PLAIN)
+    out, lse = attend_stored(forest.query, *far, moved, SCALE, PLAIN)
     assert torch.equal(out, expected)
     assert torch.equal(lse, expected_lse)
