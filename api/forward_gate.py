@@ -70,8 +70,11 @@ class ForwardGate:
             self.lock.release()
 
     def _own_cache(self, kwargs: dict[str, Any]) -> PoolCache | None:
-        cache = kwargs.get("past_key_values")
-        return cache if isinstance(cache, PoolCache) and cache.memory is self._memory else None
+        # By what it is: transformers has renamed the argument before.
+        for value in kwargs.values():
+            if isinstance(value, PoolCache) and value.memory is self._memory:
+                return value
+        return None
 
 
 def lock_of(model: nn.Module) -> threading.RLock:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
 
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What transformers calls the cache, from 5.24 on and before."""
+
 _REFUSED_ALWAYS = {
     "inputs_embeds": "pass input_ids: the cache is keyed on tokens",
-    "past_key_values": "the cache is kvtrie's own; drop the argument",
+    **dict.fromkeys(CACHE_ARGUMENTS, "the cache is kvtrie's own; drop the argument"),
     "position_ids": "positions follow from the attention mask; drop the argument",
     "custom_generate": "kvtrie serves transformers' own decoding loops",
     "encoder_outputs": "kvtrie serves decoder-only models",
@@ -92,6 +97,22 @@ def prompts_of(input_ids: Any, attention_mask: Any, generation_config: Any) -> l
     if not kept[:, -1].all() or (kept[:, :-1] & ~kept[:, 1:]).any():
         raise InputError('prompts must be padded on the left only: use tokenizer.padding_side = "left"')
     return [row[keep].tolist() for row, keep in zip(input_ids, kept)]
+
+
+def cache_argument(model: Any) -> str:
+    """Under which name the model's forward, and so `generate`, takes a cache.
+
+    Raises:
+        UnsupportedModel: under none that kvtrie knows.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in parameters:
+            return name
+    raise UnsupportedModel(
+        f"{type(model).__name__}.forward of transformers {transformers.__version__} takes none of "
+        f"{', '.join(CACHE_ARGUMENTS)}: its generate() cannot run on kvtrie's cache"
+    )
 
 
 def eos_tokens(generation_config: Any) -> frozenset[int]:

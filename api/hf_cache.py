@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -19,7 +20,10 @@ from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.sequence_kv import SequenceKV
 from kvtrie.chunk_kernels import prepare_step
-from kvtrie.prefix_tree.errors import ModelOutputError, PoolExhausted
+from kvtrie.prefix_tree.errors import LibraryChanged, ModelOutputError, PoolExhausted
+
+WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
+"""What to do where an installed library is not the one that kvtrie was written against."""
 
 
 class PoolCache(Cache):  # type: ignore[misc]
@@ -51,7 +55,9 @@ class PoolCache(Cache):  # type: ignore[misc]
         self._lock = lock
         self._rows = rows
         self._length = length
-        self._is_first = True
+        self._layers = memory.shape.layers
+        self.passes = 0
+        """Forward passes begun over this cache."""
         self._is_dirty = False
         """A pass has begun and did not end well: what it wrote may not be finite."""
         self._has_generated = False
@@ -75,10 +81,54 @@ class PoolCache(Cache):  # type: ignore[misc]
         """No fixed length."""
         return -1
 
+    @property
+    def is_compileable(self) -> bool:
+        """Never: rows join and leave, and the pool is read through plans made on the host."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Nothing is left to initialise."""
+        return True
+
+    @property
+    def is_croppable(self) -> bool:
+        """`crop` takes back any number of columns."""
+        return True
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer forgets columns here: attention applies each layer's window."""
+        return [False] * self._layers
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No layer keeps a state in place of columns."""
+        return [False] * self._layers
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """No layer reads another one's columns."""
+        return [False] * self._layers
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return len(self._rows)
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Hands the new keys and values through; the attention function puts them into the pool."""
+        """Hands the new keys and values through; the attention function puts them into the pool.
+
+        Raises:
+            LibraryChanged: no pass over this cache has begun, so nothing would put them there.
+        """
+        if self._input_ids is None:
+            raise LibraryChanged(
+                "a layer put keys and values into kvtrie's cache outside a pass that kvtrie prepared: "
+                f"transformers {transformers.__version__} runs generate() in a way that kvtrie does not know. {WAY_OUT}"
+            )
         return key_states, value_states
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -122,11 +172,9 @@ class PoolCache(Cache):  # type: ignore[misc]
         """
         ids: Tensor = inputs["input_ids"]
         self._expand(ids.shape[0])
-        if self._is_first:
-            # Assisted decoding forwards the whole prompt first, whatever the cache holds.
-            ids = ids[:, self._length :] if ids.shape[1] > self._length else ids
-            self._is_first = False
-        new = ids.shape[1]
+        new = self._new_columns(ids, inputs.get("position_ids"))
+        ids = ids[:, -new:]
+        self.passes += 1
         for row in self._rows:
             if not row.reserve(new):
                 raise PoolExhausted(
@@ -174,6 +222,26 @@ class PoolCache(Cache):  # type: ignore[misc]
             for row in self._rows:
                 row.close(poisoned=self._is_dirty)
             self._rows = []
+
+    def _new_columns(self, ids: Tensor, positions: Tensor | None) -> int:
+        """How many of the last columns of `ids`, `[rows, columns]`, are not cached yet.
+
+        `ids` may begin with columns that are cached: assisted decoding forwards the whole prompt first. The positions
+        of the columns, `[rows or 1, columns]`, give the number of new ones, the same for each row.
+
+        Raises:
+            LibraryChanged: they do not.
+        """
+        if positions is not None and positions.dim() == 2 and positions.shape[1] >= ids.shape[1]:
+            last: list[int] = positions[:, -1].expand(len(self._rows)).tolist()
+            new = {position + 1 - row.context_tokens for position, row in zip(last, self._rows)}
+            if len(new) == 1 and 1 <= min(new) <= ids.shape[1]:
+                return min(new)
+        raise LibraryChanged(
+            f"generate() of transformers {transformers.__version__} forwards {ids.shape[1]} columns at positions "
+            f"{None if positions is None else positions[:, -1].tolist()}, where the cached rows hold "
+            f"{[row.context_tokens for row in self._rows]} tokens. {WAY_OUT}"
+        )
 
     def _expand(self, batch: int) -> None:
         """Beams and several samples per prompt repeat each row; Hugging Face repeats the inputs only."""

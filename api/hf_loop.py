@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import transformers
 from torch import Tensor
 
 from kvtrie.api.engine import Engine
-from kvtrie.api.generate_arguments import eos_tokens, prompts_of, refuse_unservable
-from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.generate_arguments import (
+    CACHE_ARGUMENTS,
+    cache_argument,
+    eos_tokens,
+    prompts_of,
+    refuse_unservable,
+)
+from kvtrie.api.hf_cache import WAY_OUT, PoolCache
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.request import Completion, Request
 from kvtrie.api.sequence_kv import SequenceKV
 from kvtrie.prefix_tree import Root
-from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.errors import InputError, LibraryChanged
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 
@@ -41,7 +48,8 @@ class HuggingFaceLoop:
         base: Any = self._facts.model
         # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
-        arguments.pop("past_key_values", None)
+        for name in CACHE_ARGUMENTS:
+            arguments.pop(name, None)
         fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
         effective, _ = base._prepare_generation_config(generation_config, **fields)
         for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
@@ -58,12 +66,18 @@ class HuggingFaceLoop:
         )
         try:
             output = base.generate(
-                inputs, generation_config=generation_config, past_key_values=cache, **arguments
+                inputs, generation_config=generation_config, **{cache_argument(base): cache}, **arguments
             )
         finally:
             cache.close()
-        if not isinstance(output, Tensor) and getattr(output, "past_key_values", None) is cache:
-            output.past_key_values = None
+        if not cache.passes:
+            raise LibraryChanged(
+                f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie passed "
+                f"as {cache_argument(base)}=. {WAY_OUT}"
+            )
+        if not isinstance(output, Tensor):
+            for name in [name for name, value in output.items() if value is cache]:
+                output[name] = None
         return output
 
     def _new_tokens(

@@ -11,7 +11,8 @@
     │   ├── StoreUnavailable           unreachable, or past its deadline
     │   └── StoreFull                  reachable, but it refuses to take more
     ├── RecordError                    bytes that are not the record that was asked for
-    └── ModelOutputError               the model produced NaN or infinity; nothing of that step is kept
+    ├── ModelOutputError               the model produced NaN or infinity; nothing of that step is kept
+    └── LibraryChanged                 an installed library works in a way kvtrie was not written for
 
 A miss is never an error: it is `None`, or a shorter match.
 """
@@ -73,3 +74,7 @@ class RecordError(KvtrieError):
 
 class ModelOutputError(KvtrieError):
     """The model produced NaN or infinity. Nothing computed in that step was kept."""
+
+
+class LibraryChanged(KvtrieError):
+    """An installed library works in a way that kvtrie was not written for; going on could give wrong results."""
