@@ -127,7 +127,8 @@ class PoolCache(Cache):  # type: ignore[misc]
         if self._input_ids is None:
             raise LibraryChanged(
                 "a layer put keys and values into kvtrie's cache outside a pass that kvtrie prepared: "
-                f"transformers {transformers.__version__} runs generate() in a way that kvtrie does not know. {WAY_OUT}"
+                f"transformers {transformers.__version__} runs generate() in a way that kvtrie does not know. "
+                f"{WAY_OUT}"
             )
         return key_states, value_states
 
@@ -226,8 +227,8 @@ class PoolCache(Cache):  # type: ignore[misc]
     def _new_columns(self, ids: Tensor, positions: Tensor | None) -> int:
         """How many of the last columns of `ids`, `[rows, columns]`, are not cached yet.
 
-        `ids` may begin with columns that are cached: assisted decoding forwards the whole prompt first. The positions
-        of the columns, `[rows or 1, columns]`, give the number of new ones, the same for each row.
+        `ids` may begin with columns that are cached: assisted decoding forwards the whole prompt first. The
+        positions of the columns, `[rows or 1, columns]`, give the number of new ones, the same for each row.
 
         Raises:
             LibraryChanged: they do not.
