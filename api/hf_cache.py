@@ -177,11 +177,12 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         """
         with self._lock:
             inputs = dict(kwargs)
-            inputs[KEYWORD] = self._begin(inputs)
+            inputs[KEYWORD] = attention = self._begin(inputs)
             try:
                 output = forward(*args, **inputs)
             finally:
                 ids, self._input_ids = self._input_ids, None
+            attention.check_reached()
             self._finish(ids, output)
             return output
 
