@@ -247,7 +247,7 @@ def test_peft_s_hot_swap(model: PreTrainedModel, tmp_path: Path) -> None:
     from peft.utils.hotswap import hotswap_adapter
 
     whole = peft.get_peft_model(model, lora(), "one").eval()
-    other = peft.get_peft_model(tiny_model("llama-gqa"), lora(), "one")
+    other = peft.get_peft_model(tiny_model("llama-gqa", seed=1), lora(), "one")
     first, second = tmp_path / "first", tmp_path / "second"
     whole.save_pretrained(first)
     other.save_pretrained(second)
