@@ -33,7 +33,7 @@ class ModelState(NamedTuple):
 
 
 class StateReader:
-    """Reads one model's state. It is read at every step, so over lists made once: a walk takes several times as long."""
+    """Reads one model's state at every step, so over lists made once: a walk takes several times as long."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
