@@ -115,6 +115,16 @@ class TestRefuses:
 
 
 class TestListeners:
+    def test_a_reply_over_tcp_does_not_wait_for_an_acknowledgement(self, directory: Path) -> None:
+        addresses = [parse_address("http://127.0.0.1:0")]
+        with listening(addresses) as (listener,):
+            client = socket.create_connection(listener.socket.getsockname())
+            accepted, _ = listener.socket.accept()
+            with client, accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                # What asyncio looks at before it sets the option itself.
+                assert accepted.proto == socket.IPPROTO_TCP
+
     def test_leave_a_socket_file_that_another_has_made_since(self, directory: Path) -> None:
         path = directory / "s.sock"
         with listening([parse_address(f"unix://{path}")]):
