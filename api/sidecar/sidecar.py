@@ -10,7 +10,7 @@ from kvtrie.api.eviction import Eviction
 from kvtrie.api.sidecar.fall_through import FallThrough
 from kvtrie.api.sidecar.metrics import render_metrics
 from kvtrie.api.sidecar.picture import take_picture
-from kvtrie.api.sidecar.record_tree import RecordTree
+from kvtrie.api.sidecar.record_tree import NAMESPACE_BYTES, RecordTree
 from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.scoped_store import ScopedStore
 from kvtrie.api.sidecar.wire import Limits
@@ -26,7 +26,7 @@ class SidecarConfig:
     """What a sidecar keeps.
 
     Raises:
-        InputError: a size below one.
+        InputError: `chunk_tokens` below one, or less memory than one namespace takes.
     """
 
     memory_bytes: int = 1 << 30
@@ -42,9 +42,11 @@ class SidecarConfig:
     """Seals records with a keyed MAC: records put must carry it."""
 
     def __post_init__(self) -> None:
-        if self.memory_bytes < 1 or self.chunk_tokens < 1:
+        if self.chunk_tokens < 1:
+            raise InputError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
+        if self.memory_bytes <= NAMESPACE_BYTES:
             raise InputError(
-                f"memory and chunk_tokens must be at least 1, got {self.memory_bytes} and {self.chunk_tokens}"
+                f"memory of {self.memory_bytes} bytes holds no chunk: a namespace alone takes {NAMESPACE_BYTES}"
             )
 
 

@@ -243,6 +243,12 @@ class TestMatch:
         assert here.match(A, bytes(32), path.tokens) == 0
 
 
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(InputError):
-        SidecarConfig(memory_bytes=0)
+@pytest.mark.parametrize("size", [0, 1, 1024, NAMESPACE_BYTES])
+def test_memory_that_holds_no_chunk_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"memory of {size} bytes holds no chunk"):
+        SidecarConfig(memory_bytes=size)
+
+
+def test_chunks_of_no_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match="chunk_tokens must be at least 1, got 0"):
+        SidecarConfig(chunk_tokens=0)
