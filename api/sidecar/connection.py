@@ -199,7 +199,8 @@ class SidecarConnection:
             raise AccessDenied(f"sidecar {self.shown}: {said}; pass the api_key that its tenants file has")
         if status == 403:
             raise AccessDenied(f"sidecar {self.shown}: {said}")
-        if status in (400, 413):
+        # 429 is about this one call too: the next one may be let in, and no outage of the sidecar.
+        if status in (400, 413, 429):
             raise StoreError(f"sidecar {self.shown} refused: {said}")
         raise StoreUnavailable(f"sidecar {self.shown}: HTTP status {status}: {said}")
 

@@ -20,6 +20,8 @@ from kvtrie.prefix_tree import Snapshot
 from kvtrie.prefix_tree.errors import InputError, RecordError, StoreFull
 from kvtrie.store import Store, decode_record
 
+_SMALLEST_RECEIVE_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class SidecarConfig:
@@ -38,8 +40,18 @@ class SidecarConfig:
     client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
     eviction: Eviction = field(default_factory=Eviction)
     """Who goes when the host tier is full."""
+    receive_bytes: int | None = None
+    """Most bytes of bodies that are not whole yet, over all requests; None for an eighth of the memory, and at
+    least 64 MiB. They count beside the host tier's memory."""
     store_key: bytes | None = field(default=None, repr=False)
     """Seals records with a keyed MAC: records put must carry it."""
+
+    @property
+    def receive_budget_bytes(self) -> int:
+        """`receive_bytes`, or what it is by default."""
+        if self.receive_bytes is not None:
+            return self.receive_bytes
+        return max(_SMALLEST_RECEIVE_BYTES, self.memory_bytes // 8)
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
