@@ -124,7 +124,8 @@ class ConnectionTable:
         now = self.clock()
         for held in [*self._served, *self._spare]:
             if held.is_closing():
-                held.closing_since = held.closing_since or now
+                if held.closing_since is None:
+                    held.closing_since = now
                 if now - held.closing_since > LINGER_SECONDS:
                     self._close(held, "not read")
             elif held.is_busy:

@@ -19,8 +19,8 @@ from kvtrie.api.sidecar.watched_protocol import STATE
 from kvtrie.api.sidecar.wire import Limits
 
 LONGEST_REFUSED_BODY = 64 << 20
-"""A refused request's body is read to its end, up to this. A connection closed before that is reset, and
-the sender never learns what it was refused for: it would take a 403 for an outage."""
+"""A refused request's body is read to its end, up to this, and for no longer than a head may take. A connection
+closed before that is reset, and the sender never learns why it was refused: it would take a 403 for an outage."""
 
 
 class Guard:
@@ -38,6 +38,7 @@ class Guard:
         self._app = app
         self._connections = connections
         self._request_seconds = limits.request_seconds
+        self._refused_seconds = limits.header_seconds
         self._max_connections = limits.max_connections
         self._loopback_names_only = loopback_names_only
 
@@ -87,8 +88,11 @@ class Guard:
                 and _worth_reading(headers)
             ):
                 size = 0
-                while not body_read and size <= LONGEST_REFUSED_BODY:
-                    size += len((await noting_end()).get("body", b""))
+                with anyio.move_on_after(self._refused_seconds):
+                    while not body_read and size <= LONGEST_REFUSED_BODY:
+                        size += len((await noting_end()).get("body", b""))
+                if not body_read:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             started = True
             await send(message)
 
