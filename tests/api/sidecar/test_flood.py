@@ -64,6 +64,14 @@ def is_closed(connection: socket.socket) -> bool:
         return False
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for what the sidecar is about to do."""
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def metric(sidecar: Any, name: str, key: str | None = "admin-key") -> float:
     with sidecar.http(key) as http:
         text = http.get("/metrics").text
@@ -106,17 +114,13 @@ class TestConnections:
         head = HEAD.format(key="acme-key").encode() + b"Content-Length: 100\r\n\r\n"
         taken = [connect(sidecar, head) for _ in range(4)]
         with sidecar.http("acme-key") as http:
-            refused = http.get("/v1/tree")
-            while refused.status_code != 503:
-                # The four heads may be on their way yet.
-                refused = http.get("/v1/tree")
-            assert "4 connections are in use" in refused.json()["error"]
+            until(lambda: http.get("/v1/tree").status_code == 503)
+            assert "4 connections are in use" in http.get("/v1/tree").json()["error"]
             for _ in range(3):
                 connect(sidecar)
             assert http.get("/livez").json() == {"live": True}
             taken[0].close()
-            while http.get("/v1/tree").status_code != 200:
-                time.sleep(0.01)
+            until(lambda: http.get("/v1/tree").status_code == 200)
 
     def test_of_one_key_take_no_other_key_s_places(
         self, start_sidecar: Start, tenants: Path, connect: Any
@@ -127,10 +131,8 @@ class TestConnections:
         for _ in range(6):
             connect(sidecar, head)
         with sidecar.http("acme-key") as http:
-            while (reply := http.get("/v1/tree")).status_code == 200:
-                # The heads may be on their way yet.
-                time.sleep(0.01)
-        assert reply.status_code == 429
+            until(lambda: http.get("/v1/tree").status_code == 429)
+            reply = http.get("/v1/tree")
         assert reply.headers["Retry-After"] == "1"
         assert "acme has too many connections" in reply.json()["error"]
         with sidecar.http("bolt-key") as http:
@@ -176,8 +178,7 @@ class TestBodies:
         sidecar = start_sidecar(tenants=tenants)
         head = HEAD.format(key="acme-key").replace("records/put", "match").encode()
         connect(sidecar, head + b"Content-Length: 4000000\r\n\r\n" + bytes(3_000_000))
-        while metric(sidecar, "kvtrie_sidecar_receive_used_bytes") != 3_000_000:
-            time.sleep(0.01)
+        until(lambda: metric(sidecar, "kvtrie_sidecar_receive_used_bytes") == 3_000_000)
 
     def test_a_refused_one_that_never_ends_gets_its_reply(
         self, start_sidecar: Start, tenants: Path, connect: Any
