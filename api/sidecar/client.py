@@ -19,6 +19,7 @@ from kvtrie.prefix_tree import Namespace
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreError, StoreUnavailable
 from kvtrie.prefix_tree.keys import KEY_BYTES
 from kvtrie.store import Store, WriteBehind
+from kvtrie.store.per_process import PerProcess
 from kvtrie.store.record import DIGEST_BYTES
 
 SHARED = "shared:"
@@ -32,6 +33,8 @@ class SidecarTier:
 
     A namespace whose scope is `shared:NAME` goes to that shared scope if NAME is in `shared_scopes`;
     every other namespace goes to the tenant whose key this is.
+
+    A process that was forked connects anew and counts anew; its `close` does not touch its parent's.
 
     Args:
         url: `http://host:port` or `unix:///path`.
@@ -58,8 +61,7 @@ class SidecarTier:
         self._limits = Limits()
         self._shared = frozenset(shared_scopes)
         self._queue_bytes = queue_bytes
-        self._lock = threading.Lock()
-        self._counters: Counter[str] = Counter()
+        self._counts: PerProcess[_Counts] = PerProcess(lambda _: _Counts())
         key = api_key if api_key is not None else os.environ.get("KVTRIE_API_KEY") or None
         self._connection = SidecarConnection(url, key, deadline_seconds)
         self._writer = _Writer(self._connection, self._count)
@@ -134,9 +136,8 @@ class SidecarTier:
     def stats(self) -> Mapping[str, int | float]:
         """See `LowerTier.stats`: loads, what became of offers, and `rejected.<reason>` of the sidecar."""
         written = asdict(self._behind.stats())
-        with self._lock:
-            for name, count in self._counters.items():
-                written[name] = written.get(name, 0) + count
+        for name, count in self._counts.get().all().items():
+            written[name] = written.get(name, 0) + count
         return written
 
     def close(self) -> None:
@@ -159,8 +160,25 @@ class SidecarTier:
         return name if name != namespace.scope and name in self._shared else None
 
     def _count(self, name: str, amount: int = 1) -> None:
+        self._counts.get().add(name, amount)
+
+
+class _Counts:
+    """Named totals of one process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int) -> None:
+        """Adds to one total."""
         with self._lock:
-            self._counters[name] += amount
+            self._totals[name] += amount
+
+    def all(self) -> dict[str, int]:
+        """Every total."""
+        with self._lock:
+            return dict(self._totals)
 
 
 class _Writer:
