@@ -27,6 +27,7 @@ _HELP = {
     "store_outages": "Lookups that the store failed.",
     "rejected": "Records put and rejected, by reason.",
     "store_rejected": "Records of the store not used, by reason.",
+    "forgotten_namespaces": "Namespaces without chunks that were forgotten to make room.",
     "evictions": "Chunks evicted from the host tier, by reason.",
 }
 

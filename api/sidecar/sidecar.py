@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.sidecar.fall_through import FallThrough
+from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
 from kvtrie.api.sidecar.metrics import render_metrics
 from kvtrie.api.sidecar.picture import take_picture
-from kvtrie.api.sidecar.record_tree import NAMESPACE_BYTES, RecordTree
+from kvtrie.api.sidecar.record_tree import RecordTree
 from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.scoped_store import ScopedStore
 from kvtrie.api.sidecar.wire import Limits
