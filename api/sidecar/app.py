@@ -16,6 +16,7 @@ from kvtrie.api.sidecar.connection_table import ConnectionTable
 from kvtrie.api.sidecar.door import Door
 from kvtrie.api.sidecar.guard import Guard
 from kvtrie.api.sidecar.metrics import CONTENT_TYPE
+from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
 from kvtrie.api.sidecar.tenants import Tenants
 from kvtrie.api.sidecar.wire import (
@@ -30,7 +31,6 @@ from kvtrie.prefix_tree.errors import AccessDenied, InputError
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 
-OCTETS = "application/octet-stream"
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""
 
@@ -102,6 +102,12 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
         if not door.caller(request).is_admin:
             raise AccessDenied("metrics are about all tenants: use the admin key")
         return Response(sidecar.metrics() + door.metrics(), headers={"Content-Type": CONTENT_TYPE})
+
+    document = openapi_document(limits, with_keys=not tenants.is_open)
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document)
 
     @app.get("/livez")
     async def livez() -> Response:

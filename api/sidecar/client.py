@@ -227,7 +227,7 @@ class _Writer:
     def known(self, namespace: bytes) -> _Known:
         """What is remembered of a namespace; of as many as `_MOST_NAMESPACES`, those offered to last."""
         # Taken out and put in again, at the end: no step of it fails where two threads offer at once.
-        known = self._known[namespace] = self._known.pop(namespace, None) or _Known()
+        known = self._known[namespace] = self._known.pop(namespace, _Known())
         if len(self._known) > _MOST_NAMESPACES:
             self._known.popitem(last=False)
         return known
