@@ -31,6 +31,7 @@ from kvtrie.api.trace.what_if import as_counters
 from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
+from kvtrie.store import store_key_from_environment
 
 Prompt = str | Sequence[int] | Tensor
 
@@ -105,7 +106,7 @@ class PrefixCachedModel:
         shape = replace(self._facts.chunk_shape(chunk_tokens), kv_format=kv_format)
         memory_bytes = parse_bytes(memory)
         pin_bytes = None if pin_budget is None else parse_bytes(pin_budget)
-        store_key = os.environ.get("KVTRIE_STORE_KEY")
+        store_key = store_key_from_environment()
         self._identity = ModelIdentity(self._facts, chunk_tokens, kv_format)
         self._identity.namespace(self._scopes.of_tenant(tenant))
         check_generate(model, self._facts, self._identity, shape)
@@ -116,7 +117,7 @@ class PrefixCachedModel:
                 memory_bytes,
                 self._facts.device,
                 self._lower,
-                store_key.encode() if store_key else None,
+                store_key,
                 pin_bytes,
                 eviction,
             )
