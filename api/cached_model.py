@@ -16,7 +16,6 @@ from torch import Tensor
 from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.forward_gate import ForwardGate, lock_of
 from kvtrie.api.generate_arguments import eos_tokens
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
@@ -119,10 +118,8 @@ class PrefixCachedModel:
                 pin_bytes,
                 eviction,
             )
-            lock = lock_of(self._facts.model)
-            self.engine = Engine(self._memory, self._facts, self._identity, engine, lock)
+            self.engine = Engine(self._memory, self._facts, self._identity, engine)
             self._loop = HuggingFaceLoop(self._facts, self._memory, self._identity, self.engine)
-            self._gate = ForwardGate(self._facts.model, self._facts.config, self._memory, lock)
         except BaseException:
             if self._lower is not None:
                 self._lower.close()
@@ -355,7 +352,7 @@ class PrefixCachedModel:
     # ---- life
 
     def close(self) -> None:
-        """Cancels what is under way, restores the model, and lets go of the lower tier.
+        """Cancels what is under way, and lets go of the lower tier.
 
         What the tier was offered is written first, within a short deadline.
         """
@@ -365,7 +362,6 @@ class PrefixCachedModel:
         try:
             self.engine.cancel_all()
         finally:
-            self._gate.close()
             self.engine.watch.close()
             if self._lower is not None:
                 self._lower.close()

@@ -2,12 +2,13 @@
 
 The loop is handed the whole prompt and a cache that says it holds all but its last token, so it forwards
 that one token per row and goes on from there. Sampling, processors, stopping, streamers, beams and assisted
-decoding are Hugging Face's, unchanged. `ForwardGate` calls `begin` before and `finish` after each forward.
+decoding are Hugging Face's, unchanged. Each forward pass of the `ModelView` runs through `run_pass`.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from kvtrie.api.attention_switch import PoolAttention
 from kvtrie.api.kv_memory import KvMemory
+from kvtrie.api.layer_attention import KEYWORD, PoolAttention
 from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.model_view import PassRunner
 from kvtrie.api.sequence_kv import SequenceKV
 from kvtrie.chunk_kernels import prepare_step
 from kvtrie.prefix_tree.errors import LibraryChanged, ModelOutputError, PoolExhausted
@@ -26,7 +28,7 @@ WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit
 """What to do where an installed library is not the one that kvtrie was written against."""
 
 
-class PoolCache(Cache):  # type: ignore[misc]
+class PoolCache(Cache, PassRunner):  # type: ignore[misc]
     """KV of one `generate` call. Holds no layers: attention writes to and reads from the pool itself."""
 
     def __init__(
@@ -165,12 +167,26 @@ class PoolCache(Cache):  # type: ignore[misc]
 
     # ---- around each forward pass
 
-    def begin(self, inputs: dict[str, Any]) -> PoolAttention:
-        """Prepares a forward pass over `inputs`, which it narrows to the columns that are new.
+    def run_pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One forward pass over the columns that are new, whose KV is kept if it is finite.
 
         Raises:
             PoolExhausted: the pool has no room for the batch's new tokens.
+            ModelOutputError: the logits are not finite; nothing of this pass is kept.
+            LibraryChanged: transformers hands on other columns than kvtrie expects.
         """
+        with self._lock:
+            inputs = dict(kwargs)
+            inputs[KEYWORD] = self._begin(inputs)
+            try:
+                output = forward(*args, **inputs)
+            finally:
+                ids, self._input_ids = self._input_ids, None
+            self._finish(ids, output)
+            return output
+
+    def _begin(self, inputs: dict[str, Any]) -> PoolAttention:
+        """Prepares a forward pass over `inputs`, which it narrows to the columns that are new."""
         ids: Tensor = inputs["input_ids"]
         self._expand(ids.shape[0])
         new = self._new_columns(ids, inputs.get("position_ids"))
@@ -187,20 +203,14 @@ class PoolCache(Cache):  # type: ignore[misc]
         inputs["position_ids"] = torch.tensor(
             [range(row.context_tokens, row.context_tokens + new) for row in self._rows], device=ids.device
         )
-        self._input_ids = ids
         step = prepare_step([row.step(new) for row in self._rows], self.memory.pool)
+        self._input_ids = ids
         self._is_dirty = True
         return PoolAttention(self.memory.pool, step)
 
-    def finish(self, output: Any) -> None:
-        """Takes in what the forward pass computed; `output` is None where it failed.
-
-        Raises:
-            ModelOutputError: the logits are not finite; nothing of this pass is kept.
-        """
-        ids, self._input_ids = self._input_ids, None
-        if output is None or ids is None:
-            return
+    def _finish(self, ids: Tensor | None, output: Any) -> None:
+        """Takes in what the forward pass computed for `ids`, `[rows, new columns]`."""
+        assert ids is not None
         if not torch.isfinite(output.logits[:, -1]).all():
             self.close()
             raise ModelOutputError(

@@ -65,7 +65,7 @@ class HuggingFaceLoop:
             self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self._engine.lock
         )
         try:
-            output = base.generate(
+            output = self._facts.view.root.generate(
                 inputs, generation_config=generation_config, **{cache_argument(base): cache}, **arguments
             )
         finally:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvtrie.api.attention_switch import KEYWORD, attention_switched
+from kvtrie.api.layer_attention import KEYWORD
+from kvtrie.api.model_view import ModelView
+from kvtrie.api.rope import max_positions, rope_parameters
 from kvtrie.chunk_kernels import Variant
 from kvtrie.prefix_tree import ChunkShape
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
@@ -72,9 +74,6 @@ FAMILIES = frozenset(
 )
 """Model types served; each one passes the same exactness tests."""
 
-LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-"""RoPE types whose frequencies change with the longest position of a batch: exact only below the original one."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -82,6 +81,8 @@ class ModelFacts:
 
     model: nn.Module
     """The model whose forward computes logits; below a PEFT wrapper, its base."""
+    view: ModelView
+    """The model with kvtrie's attention."""
     config: Any
     """The text config that every attention layer reads."""
     layers: int
@@ -109,7 +110,7 @@ class ModelFacts:
                 "kv_heads": self.kv_heads,
                 "key_dim": self.key_dim,
                 "value_dim": self.value_dim,
-                "rope": _rope(self.config),
+                "rope": rope_parameters(self.config),
                 "layer_types": getattr(self.config, "layer_types", None),
                 "sliding_window": _window(self.config),
             },
@@ -147,8 +148,9 @@ def model_facts(model: nn.Module) -> ModelFacts:
     parameter = next(base.parameters())
     if parameter.device.type == "meta":
         raise InputError(f"{kind} has no weights: its parameters are on the meta device")
-    with torch.no_grad(), attention_switched(text):
-        base(
+    view = ModelView(base)
+    with torch.no_grad():
+        view.root(
             input_ids=torch.zeros(1, 1, dtype=torch.long, device=parameter.device),
             position_ids=torch.zeros(1, 1, dtype=torch.long, device=parameter.device),
             use_cache=False,
@@ -167,9 +169,10 @@ def model_facts(model: nn.Module) -> ModelFacts:
             'attn_implementation="eager"'
         )
     kv_heads, key_dim, value_dim, dtype = probe.layers[0]
-    positions, limited_by = _max_positions(text)
+    positions, limited_by = max_positions(text)
     return ModelFacts(
         model=base,
+        view=view,
         config=text,
         layers=text.num_hidden_layers,
         kv_heads=kv_heads,
@@ -218,18 +221,6 @@ def _base_model(model: nn.Module) -> nn.Module:
     return found
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    """RoPE parameters, wherever this version of transformers keeps them; {} where there are none."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    return dict(found) if found else {}
-
-
-def _rope_types(config: Any) -> list[dict[str, Any]]:
-    rope = _rope(config)
-    nested = [value for value in rope.values() if isinstance(value, dict)]
-    return nested or [rope]
-
-
 def _window(config: Any) -> int | None:
     """The sliding window of any layer that has one."""
     window: int | None = getattr(config, "sliding_window", None)
@@ -253,15 +244,3 @@ def _check_windows(kind: str, config: Any, told: dict[int, int | None]) -> None:
                 f"{kind}: layer {layer} is masked to a window of {masked} by its config, and tells its attention "
                 f"function {found}; kvtrie cannot know which holds"
             )
-
-
-def _max_positions(config: Any) -> tuple[int, str]:
-    limits = [(int(config.max_position_embeddings), "max_position_embeddings")]
-    for rope in _rope_types(config):
-        if rope.get("rope_type", rope.get("type")) in LENGTH_DEPENDENT_ROPE:
-            original = rope.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            # Dynamic RoPE keeps frequencies it once grew until a strictly shorter sequence comes along.
-            limits.append((int(original or config.max_position_embeddings) - 1, "original RoPE positions"))
-    return min(limits)

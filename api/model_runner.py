@@ -7,13 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
-from kvtrie.api.attention_switch import (
-    KEYWORD,
-    LanesAttention,
-    LayerAttention,
-    PoolAttention,
-    attention_switched,
-)
+from kvtrie.api.layer_attention import KEYWORD, LanesAttention, LayerAttention, PoolAttention
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaunchPlan, Step
 from kvtrie.prefix_tree.errors import InputError
@@ -21,7 +15,7 @@ from kvtrie.prefix_tree.keys import TokenArray
 
 
 class ModelRunner:
-    """Runs steps of a model over one pool. `lock` keeps steps and the caller's own calls apart."""
+    """Runs steps of a model over one pool, one at a time."""
 
     def __init__(self, facts: ModelFacts, pool: ChunkPool, lock: threading.RLock) -> None:
         self.facts = facts
@@ -88,8 +82,8 @@ class ModelRunner:
     def _logits(
         self, ids: Tensor, positions: Tensor, attention: LayerAttention, keep: Tensor | int
     ) -> Tensor:
-        with torch.inference_mode(), attention_switched(self.facts.config):
-            output = self.facts.model(
+        with torch.inference_mode():
+            output = self.facts.view.root(
                 input_ids=ids[None],
                 position_ids=positions[None],
                 use_cache=False,

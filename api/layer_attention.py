@@ -1,14 +1,12 @@
-"""How a step reaches the attention layers of a Hugging Face model, and leaves no trace.
+"""The attention function that Hugging Face's layers call in a `ModelView`.
 
 Hugging Face looks its attention function up by name in the config at every layer, and hands it every extra
-keyword of `model(...)`. So for one forward pass the config names ours, and the step travels as a keyword.
-No mask is built for a name Hugging Face does not know.
+keyword of `model(...)`. A view's config names ours, and the step travels as a keyword. No mask is built for a
+name Hugging Face does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -136,21 +134,6 @@ def layer_attention(
         _variant(keywords),
     )
     return out.view(batch, rows, out.shape[1], out.shape[2]), None
-
-
-@contextmanager
-def attention_switched(config: Any) -> Iterator[None]:
-    """Names our attention function in a model's text config, and puts the old name back in any case."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, layer_attention)
-    # The public setter validates and logs; this is the field that every layer reads.
-    before = config._attn_implementation_internal
-    config._attn_implementation_internal = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
 
 
 def _variant(keywords: dict[str, Any]) -> Variant:
