@@ -45,7 +45,7 @@ _DEEPSEEK_MOE = {
     "n_group": 2,
     "topk_group": 1,
 }
-_DEEPSEEK_V3 = {
+_DEEPSEEK = {
     **_DEEPSEEK_MOE,
     "num_key_value_heads": 4,
     "q_lora_rank": 24,
@@ -61,10 +61,8 @@ CONFIGS = {
     "arcee": lambda: hf.ArceeConfig(**_GQA),
     "cohere": lambda: hf.CohereConfig(**_GQA),
     "cohere2-window": lambda: hf.Cohere2Config(**_GQA, **_MIXED),
-    "deepseek_v3": lambda: hf.DeepseekV3Config(**_DEEPSEEK_V3),
-    "deepseek_v3-no-q-lora": lambda: hf.DeepseekV3Config(
-        **{**_DEEPSEEK_V3, "q_lora_rank": None, "rope_interleave": False}
-    ),
+    "deepseek_v2": lambda: hf.DeepseekV2Config(**{**_DEEPSEEK, "q_lora_rank": None}),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**_DEEPSEEK),
     "dots1-window": lambda: hf.Dots1Config(**_DEEPSEEK_MOE, **_MIXED, num_key_value_heads=2),
     "ernie4_5": lambda: hf.Ernie4_5Config(**_GQA, **_WIDE_HEADS),
     "exaone4-window": lambda: hf.Exaone4Config(**_GQA, **_MIXED),
@@ -124,7 +122,6 @@ CONFIGS = {
     ),
     "mistral-window": lambda: hf.MistralConfig(**_GQA, **_WINDOW),
     "mixtral-window": lambda: hf.MixtralConfig(**_MOE, **_WINDOW, num_local_experts=4),
-    "nemotron": lambda: hf.NemotronConfig(**_GQA),
     "olmo": lambda: hf.OlmoConfig(**_GQA),
     "olmo2": lambda: hf.Olmo2Config(**_GQA),
     "olmo3-window": lambda: hf.Olmo3Config(**_GQA, **_MIXED),
@@ -135,7 +132,8 @@ CONFIGS = {
     "phi": lambda: hf.PhiConfig(**_GQA),
     "phi3": lambda: hf.Phi3Config(**_GQA, original_max_position_embeddings=POSITIONS),
     "phi3-window": lambda: hf.Phi3Config(**_GQA, **_WINDOW, original_max_position_embeddings=POSITIONS),
-    "phimoe": lambda: hf.PhimoeConfig(**_MOE, num_local_experts=4),
+    # Phi 3.5 MoE's own window is as long as its positions.
+    "phimoe": lambda: hf.PhimoeConfig(**_MOE, num_local_experts=4, sliding_window=POSITIONS),
     "qwen2": lambda: hf.Qwen2Config(**_GQA),
     "qwen2-window": lambda: hf.Qwen2Config(**_GQA, **_WINDOW, use_sliding_window=True, max_window_layers=1),
     "qwen2_moe": lambda: hf.Qwen2MoeConfig(
@@ -149,8 +147,6 @@ CONFIGS = {
     "smollm3-window": lambda: hf.SmolLM3Config(
         **_GQA, **_WINDOW, use_sliding_window=True, no_rope_layers=[1, 0, 1]
     ),
-    "stablelm": lambda: hf.StableLmConfig(**_GQA, qk_layernorm=True),
-    "stablelm-parallel": lambda: hf.StableLmConfig(**_GQA, use_parallel_residual=True),
     "starcoder2-window": lambda: hf.Starcoder2Config(**_GQA, **_WINDOW),
 }
 
