@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kvtrie.api.adapters import refuse_unservable_adapters
 from kvtrie.api.families import FAMILIES, NOT_SERVED
 from kvtrie.api.model_probe import check_logits, probe
 from kvtrie.api.model_view import ModelView
@@ -111,7 +112,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
             f"{kind} runs on sdpa, which leaves out the softcap its config asks for; load it with "
             'attn_implementation="eager"'
         )
-    check_logits(base, probed)
+    check_logits(base, view.root, text, probed)
     shape = probed.shapes[0]
     return ModelFacts(
         model=base,
@@ -131,15 +132,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
 
 def _base_model(model: nn.Module) -> nn.Module:
     """The transformers model below a PEFT wrapper, or `model` itself."""
-    configs = getattr(model, "peft_config", None)
-    if not configs:
-        return model
-    for name, config in configs.items():
-        if getattr(config, "is_prompt_learning", False):
-            raise UnsupportedModel(
-                f"PEFT adapter {name!r} ({config.peft_type}) prepends learned tokens or keys; kvtrie serves "
-                "adapters that change weights only, such as LoRA"
-            )
+    refuse_unservable_adapters(model)
     # Only PeftModel has get_base_model(); a model with adapters added by transformers is its own base.
     unwrap = getattr(model, "get_base_model", None)
     found: nn.Module = model if unwrap is None else unwrap()

@@ -1,11 +1,11 @@
 """What a model's layers ask of attention, and whether its logits come out right: tried with seven tokens.
 
-    the model's own pass     0 1 2 3 4 5 6
-    the view's three passes  0 | 1 2 3 4 5 | 6      each attends to the keys and values of those before it
+    the model's own pass   0 1 2 3 4 5 6
+    the view's two passes  0 1 2 3 4 | 5 6      the second attends to the keys and values of the first, too
 
-The attention between is the plain one, in fp32, so a difference in the logits is a difference between what the
-model does and what kvtrie takes it to do: a layer that attends twice or mixes what attention returns by position,
-a mask or state of its own, positions that it counts itself.
+The attention is the plain one, in fp32. So where the logits differ, the model does something that kvtrie does not
+know of: its layers mix tokens outside attention or keep a state, it masks what it does not say, or it counts
+positions by itself. `generate_check` tries the rest of the way, through the pool and transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from kvtrie.chunk_kernels import Variant
 from kvtrie.chunk_kernels.reference import attend_rows
 from kvtrie.prefix_tree.errors import KvtrieError, UnsupportedModel
 
-PIECES = (1, 5, 1)
-"""Tokens of each pass: a prompt of one token, one of several upon it, and one token more."""
+PIECES = (5, 2)
+"""Tokens of each pass."""
 
-ROUNDINGS = 32
+ROUNDINGS = 16
 """Difference of logits that is taken for rounding, in units of the dtype's precision and of their spread."""
+
+DRAWS = 3
+"""Draws of tokens that are tried before a model is refused for its logits."""
 
 LEAST_TOLERANCE = 1e-3
 """The same for fp32, whose rounding, 2e-6 in the families served, is far below what a wrong layer changes."""
@@ -59,7 +62,7 @@ class Probed:
     """Of the view's passes, fp32 `[tokens, vocabulary]`."""
 
 
-def probe(kind: str, root: Any, config: Any, device: torch.device) -> Probed:
+def probe(kind: str, root: Any, config: Any, device: torch.device, draw: int = 0) -> Probed:
     """Runs a few tokens through a model whose layers call `layer_attention`.
 
     Args:
@@ -67,11 +70,12 @@ def probe(kind: str, root: Any, config: Any, device: torch.device) -> Probed:
         root: of a `ModelView`.
         config: the text config.
         device: of the model's inputs.
+        draw: other tokens for each number.
 
     Raises:
         UnsupportedModel: the model cannot run so, or a layer attends in a way that kvtrie does not compute.
     """
-    ids = torch.tensor(_tokens(config, sum(PIECES)), device=device)
+    ids = torch.tensor(_tokens(config, sum(PIECES), draw), device=device)
     attention = _PlainAttention(kind)
     logits, start = [], 0
     for rows in PIECES:
@@ -97,34 +101,47 @@ def probe(kind: str, root: Any, config: Any, device: torch.device) -> Probed:
     return Probed(attention.shapes, attention.variants, ids, torch.cat(logits))
 
 
-def check_logits(model: nn.Module, probed: Probed) -> None:
-    """Compares the logits with those of the model's own pass over the same tokens.
+def check_logits(model: nn.Module, root: Any, config: Any, probed: Probed) -> None:
+    """Compares what was probed with the logits of the model's own pass over the same tokens.
 
-    By the root mean square over the vocabulary. In fp32 every token counts; with less precision the median does,
-    because rounding sends a token to another expert now and then, and changes all its logits.
+    A difference must show at `DRAWS` draws of the tokens: with 16 bits, rounding now and then sends a token to
+    another expert of a mixture, which changes all its logits.
+
+    Args:
+        model: with its own attention.
+        root: of its `ModelView`.
+        config: the text config.
+        probed: by `probe`.
 
     Raises:
         UnsupportedModel: the difference is beyond rounding.
     """
+    kind = type(model).__name__
+    tolerance = max(LEAST_TOLERANCE, ROUNDINGS * _precision(probed))
+    found = _difference(model, probed)
+    for draw in range(1, DRAWS):
+        if found <= tolerance:
+            return
+        found = min(found, _difference(model, probe(kind, root, config, probed.ids.device, draw)))
+    if not found <= tolerance:
+        raise UnsupportedModel(
+            f"{kind} does not compute its own logits from the keys and values that its layers hand to attention: "
+            f"they are off by {found:.2g} of their spread, where rounding explains {tolerance:.2g}"
+        )
+
+
+def _difference(model: nn.Module, probed: Probed) -> float:
+    """Of the token that differs most: root mean square over the vocabulary, in units of the logits' spread."""
     # Not `model(...)`: a model compiled in place would be compiled for these few tokens.
     forward: Any = model._call_impl
     with torch.no_grad():
         own: Tensor = forward(input_ids=probed.ids[None], use_cache=False).logits[0].float()
     if not torch.isfinite(own).all():
-        return  # Its weights are broken: whatever is generated with them fails, and says so.
+        return 0.0  # Its weights are broken: whatever is generated with them fails, and says so.
     fp32 = torch.finfo(torch.float32)
     spread = own.std(-1) + fp32.eps * own.abs().amax(-1) + fp32.tiny
-    # The first token attends to itself only, and is right in most models that are not.
-    differences = ((probed.logits - own).square().mean(-1).sqrt() / spread)[1:]
-    precision = _precision(probed)
-    found = float(differences.max() if precision == fp32.eps else differences.median())
-    tolerance = max(LEAST_TOLERANCE, ROUNDINGS * precision)
-    if not found <= tolerance:
-        raise UnsupportedModel(
-            f"{type(model).__name__} does not compute its own logits from the keys and values that its layers hand "
-            f"to attention: they are off by {found:.2g} of their spread, where rounding explains {tolerance:.2g}; "
-            "it cannot be served exactly"
-        )
+    differences = (probed.logits - own).square().mean(-1).sqrt() / spread
+    return float(differences.nan_to_num(torch.inf).max())
 
 
 class _PlainAttention:
@@ -165,9 +182,9 @@ class _PlainAttention:
             or query.shape[1] % key.shape[1]
         ):
             raise UnsupportedModel(
-                f"{self._kind}: layer {layer} attends with queries {tuple(query.shape)}, keys {tuple(key.shape)}, "
-                f"values {tuple(value.shape)} for {self._rows} tokens [tokens, heads, dim]; kvtrie takes one of each "
-                "a token, whole groups of query heads, and keys as wide as queries"
+                f"{self._kind}: for {self._rows} tokens, layer {layer} attends with {list(query.shape)} queries, "
+                f"{list(key.shape)} keys and {list(value.shape)} values; kvtrie takes [tokens, heads, dim], with "
+                "whole groups of query heads and keys as wide as queries"
             )
         dtype = str(key.dtype).removeprefix("torch.")
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2], dtype)
@@ -182,15 +199,14 @@ class _PlainAttention:
         return out.to(query.dtype)
 
 
-def _tokens(config: Any, count: int) -> list[int]:
-    """Ordinary tokens, spread over the vocabulary: none that a config names, which may mark an image."""
+def _tokens(config: Any, count: int, draw: int) -> list[int]:
+    """Ordinary tokens across the vocabulary: none that a config names, which may mark an image."""
     named: set[int] = set()
     for name, value in config.to_dict().items():
         if "token" in name:
             named.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
-    size = int(config.vocab_size)
-    ordinary = [token for token in range(size) if token not in named] or [0]
-    return [ordinary[(i + 1) * len(ordinary) // (count + 2)] for i in range(count)]
+    ordinary = [token for token in range(int(config.vocab_size)) if token not in named] or [0]
+    return [ordinary[len(ordinary) * (i + 1) // (count + 2) - draw] for i in range(count)]
 
 
 def _precision(probed: Probed) -> float:
