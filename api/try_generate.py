@@ -75,7 +75,7 @@ def _problem() -> str | None:
             for prompt, tokens in zip(prompts, expected):
                 output = cached.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
                 if output.tolist() != tokens:
-                    return f"a {state} prompt of {prompt.shape[1]} tokens gives other tokens than the model's own"
+                    return f"a {state} prompt of length {prompt.shape[1]} gives other tokens than the model's own"
         if not cached.stats().get("cached_tokens"):
             return "a repeated prompt reuses nothing"
     return None

@@ -143,7 +143,7 @@ def test_a_generate_that_gives_other_tokens_is_a_failure(kvtrie, monkeypatch, le
     ran = kvtrie("doctor", "--format", "json")
     assert (ran.code, ran.document["works"]) == (3, False)
     found = next(check["found"] for check in ran.document["checks"] if check["name"] == "generate")
-    assert found.endswith(f"a {state} prompt of {length} tokens gives other tokens than the model's own")
+    assert found.endswith(f"a {state} prompt of length {length} gives other tokens than the model's own")
 
 
 def test_a_cache_that_reuses_nothing_is_a_failure(kvtrie, monkeypatch):
