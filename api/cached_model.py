@@ -17,6 +17,7 @@ from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.generate_arguments import eos_tokens
+from kvtrie.api.generate_check import check_generate
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
@@ -107,6 +108,7 @@ class PrefixCachedModel:
         store_key = os.environ.get("KVTRIE_STORE_KEY")
         self._identity = ModelIdentity(self._facts, chunk_tokens, kv_format)
         self._identity.namespace(self._scopes.of_tenant(tenant))
+        check_generate(model, self._facts, self._identity, shape)
         self._lower = open_lower(store, api_key, shared or {}) if isinstance(store, str) else store
         try:
             self._memory = KvMemory(
@@ -295,7 +297,12 @@ class PrefixCachedModel:
             self._memory.tree.unpin(pin)
 
     def refresh(self) -> None:
-        """Digests the weights again: needed after writes through `.data`, which leave no trace."""
+        """Digests the model again: needed after changes that leave no trace.
+
+        These are writes through a tensor's `.data`, changed attributes of modules that are no floats, and changes
+        of what a hook remembers. All else is noticed: weights written in place or replaced, modules, adapters
+        (PEFT's hot swap too), scalings, epsilons, hooks, and a replaced `forward`.
+        """
         with self.engine.lock:
             self._identity.refresh()
 
