@@ -7,6 +7,8 @@ BIN := .venv/bin
 LOCKED ?= requirements/locked.txt
 # What `make oldest` and `make newest` run.
 TESTS ?= tests
+# `make newest QUIET=` shows which packages conflict, where pip finds that some do.
+QUIET ?= --quiet
 KERNEL_TESTS := tests/chunk_kernels/test_attend_kernel.py tests/chunk_kernels/test_kernel_edges.py
 
 # The same in all three: where pip offers a CPU build of it, any other version would pull gigabytes of CUDA.
@@ -18,8 +20,8 @@ TRITON := triton==3.7.1
 # environment of its own would ask for torch again. Wheels only: what builds itself would fetch unlocked tools.
 define install
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --upgrade pip setuptools $(2)
-	$(1)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --only-binary :all: $(2) \
+	$(1)/bin/python -m pip install $(QUIET) --upgrade pip setuptools $(2)
+	$(1)/bin/python -m pip install $(QUIET) --upgrade --upgrade-strategy eager --only-binary :all: $(2) \
 		--no-build-isolation --editable ".[all,dev]"
 endef
 

@@ -26,6 +26,9 @@ USERS = {
     "api/hf_cache.py": "PrefixCachedModel",
     "api/hf_loop.py": "PrefixCachedModel",
     "api/generate_arguments.py": "PrefixCachedModel",
+    "api/generate_check.py": "PrefixCachedModel",
+    "api/model_view.py": "Engine",
+    "api/tree_handle.py": "PrefixCachedModel",
     "api/sidecar/app.py": "kvtrie sidecar",
     "api/sidecar/client.py": "a sidecar as lower tier",
     "api/sidecar/connection.py": "a sidecar as lower tier",
@@ -192,16 +195,20 @@ def test_without_the_extras_doctor_works_and_names_what_is_missing():
     assert "the core works" in ran.stdout
 
 
-def test_without_the_extras_the_engine_loads_and_the_wrapper_says_what_it_needs():
+def test_without_the_extras_a_name_loads_or_says_what_it_needs():
     ran = without_extras(
-        "from kvtrie.api import Engine, EngineConfig, Eviction, LowerTier, Request, Sampling\n"
-        "try:\n"
-        "    from kvtrie.api import PrefixCachedModel\n"
-        "except ImportError as error:\n"
-        "    print(error)"
+        "import kvtrie.api, kvtrie.store, kvtrie.chunk_kernels, kvtrie.prefix_tree\n"
+        "for name in kvtrie.api.__all__:\n"
+        "    try:\n"
+        "        getattr(kvtrie.api, name)\n"
+        "    except ImportError as error:\n"
+        "        print(error)"
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == "PrefixCachedModel needs transformers: pip install 'kvtrie[all]'\n"
+    assert ran.stdout.splitlines() == [
+        f"{name} needs transformers: pip install 'kvtrie[all]'"
+        for name in ("Engine", "EngineConfig", "PrefixCachedModel", "Warmed")
+    ]
 
 
 def test_without_httpx_a_sidecar_as_lower_tier_is_refused_in_one_sentence():
