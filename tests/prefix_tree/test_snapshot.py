@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from kvtrie.prefix_tree import InputError, Namespace, Snapshot, take_snapshot
+from kvtrie.prefix_tree.roots import ROOT_BYTES
 from kvtrie.prefix_tree.snapshot import NodeView, PinView
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
+from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES
 
 DEVICE, HOST = 0, 1
 
@@ -26,7 +27,7 @@ def picture(forest) -> Snapshot:
     forest.now = 1010.0
     assert forest.evict(DEVICE, 1) == [gone]
     mine = forest.store("a", [1, 2, 5, 6], ["s"])
-    tree.pin(mine[1], "mine", 2000.0)
+    tree.pin(mine[1], "mine", 990.0)
     tree.tiers[HOST].reserve("a", 7)
     tree.claim(forest.match("a", [7, 7]), forest.bytes([7, 7]))
     forest.now = 1020.0
@@ -85,8 +86,8 @@ def test_tiers_and_pending_chunks(picture: Snapshot) -> None:
 def test_the_longest_pin_below_is_shown(forest) -> None:
     top, one, two, three = (*forest.store("a", [1, 2, 3, 4]), *forest.store("a", [1, 2, 5, 6])[1:],
                             *forest.store("a", [1, 2, 7, 8])[1:])  # fmt: skip
-    forest.tree.pin(one, "short", 2000.0)
-    forest.tree.pin(two, "long", 3000.0)
+    forest.tree.pin(one, "short", 1000.0)
+    forest.tree.pin(two, "long", 2000.0)
     assert take_snapshot(forest.tree, "engine").nodes[0].pin == PinView("long", 3000.0)
     forest.tree.pin(three, "for ever")
     picture = take_snapshot(forest.tree, "engine")
@@ -102,7 +103,12 @@ def test_evictions_tombstones_and_counters(picture: Snapshot) -> None:
         "requests": 3,
         "hit_rate": 0.5,
         "evictions.least recently used": 1,
-        "tombstone_bytes": TOMBSTONE_BYTES,
+        "namespaces": 2,
+        "namespace_bytes": 2 * ROOT_BYTES,
+        "tombstones": 1,
+        "tombstone_bytes": TOMBSTONE_BYTES + RING_BYTES,
+        "pins": 1,
+        "pinned_bytes": 6,
     }
     assert (picture.source, picture.taken_at, picture.chunk_tokens) == ("engine", 1030.0, 2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES, Tombstone, Tombstones
+from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES, Tombstone, Tombstones
 
 DEVICE = 0
 
@@ -39,7 +39,7 @@ def test_each_scope_remembers_so_many_and_forgets_its_oldest(make_forest) -> Non
     assert found == [False, True, True]
     assert forest.tree.tombstones.find("b", theirs.key) is not None
     assert len(forest.tree.tombstones) == 3
-    assert forest.tree.tombstones.size_bytes == 3 * TOMBSTONE_BYTES
+    assert forest.tree.tombstones.size_bytes == 3 * TOMBSTONE_BYTES + 2 * RING_BYTES
 
 
 def test_none_at_all_if_so_configured(make_forest) -> None:
