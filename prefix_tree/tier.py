@@ -134,7 +134,7 @@ class Tier:
         try:
             return self._victim(scope)
         except Exception as error:
-            self._give_up_policy(error)
+            self.give_up_policy(error)
             return self._victim(scope)
 
     def _victim(self, scope: str | None) -> Residence | None:
@@ -149,26 +149,12 @@ class Tier:
             try:
                 self.policy.add(residence)
             except Exception as error:
-                self._give_up_policy(error)
+                self.give_up_policy(error)
 
     def settle_all(self) -> None:
         """Queues every evictable residence, since an interrupted policy may have lost some. O(nodes)."""
         for residence in self._residences():
             self.settle(residence)
-
-    def used(self, residence: Residence, tick: int) -> None:
-        """Tells the policy: see `EvictionPolicy.used`."""
-        try:
-            self.policy.used(residence, tick)
-        except Exception as error:
-            self._give_up_policy(error)
-
-    def finished(self, residence: Residence, matched_chunks: int) -> None:
-        """Tells the policy: see `EvictionPolicy.finished`."""
-        try:
-            self.policy.finished(residence, matched_chunks)
-        except Exception as error:
-            self._give_up_policy(error)
 
     def serve(self, residences: Callable[[], Iterable[Residence]]) -> None:
         """Becomes a tier of the tree whose residences in it are listed so."""
@@ -183,7 +169,8 @@ class Tier:
             # Nothing more, but from now on it is looked at whether the scope is above its quota.
             self._limits.grew(scope, 0)
 
-    def _give_up_policy(self, error: Exception) -> None:
+    def give_up_policy(self, error: Exception) -> None:
+        """Goes on by LRU, because the policy raised `error`. The tree must be whole. O(nodes)."""
         _LOG.error(
             "tier %s: its eviction policy failed; least recently used from here on", self.name, exc_info=error
         )

@@ -190,7 +190,11 @@ class PrefixTree:
         if uses:
             for residence in held:
                 residence.uses += uses
-                self.tiers[residence.tier].used(residence, self._tick + 1)
+                tier = self.tiers[residence.tier]
+                try:
+                    tier.policy.used(residence, self._tick + 1)
+                except Exception as error:
+                    tier.give_up_policy(error)
         self._hold(node, held)
         lease = Lease(node, held, uses)
         self.leases.add(lease)
@@ -217,8 +221,11 @@ class PrefixTree:
         self._touch(lease.node, lease.held)
         if lease.uses:
             for residence in lease.held:
-                matched = lease.matched.get(residence.tier, 0)
-                self.tiers[residence.tier].finished(residence, matched)
+                tier = self.tiers[residence.tier]
+                try:
+                    tier.policy.finished(residence, lease.matched.get(residence.tier, 0))
+                except Exception as error:
+                    tier.give_up_policy(error)
         self._unhold(lease.held)
 
     def pin(self, node: Node, name: str = "", seconds: float | None = None) -> Pin:
@@ -367,6 +374,7 @@ class PrefixTree:
         above = node.at[tier]
         assert above is not None
         digest, index, step = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
+        tombstones = self.tombstones if self.tombstones else None
         self._tick += 1
         tick, nodes, end = self._tick, [], 0
         for handle in handles:
@@ -379,8 +387,8 @@ class PrefixTree:
                 self._collided.add(child)
             above.children = above.children_ever = 1
             child.at[tier] = above = Residence(child, tier, handle, size_bytes, tick)
-            if self.tombstones:
-                self.tombstones.discard(root.scope, key)
+            if tombstones is not None:
+                tombstones.discard(root.scope, key)
             node = child
             nodes.append(child)
         root.nodes += len(nodes)

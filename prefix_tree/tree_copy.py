@@ -6,7 +6,7 @@ depths and times of making never change. All else that a snapshot shows is copie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -85,34 +85,35 @@ class TreeCopy:
     def snapshot(self, source: str, counters: Mapping[str, int | float] | None = None) -> Snapshot:
         """The snapshot. Needs no lock; what the tree has become meanwhile does not show."""
         number = {root: i for i, root in enumerate(self.roots)}
-        order = list(self._depth_first(number))
         place_of = {node: place for place, node in enumerate(self.nodes)}
-        below = self._settle_upwards(order, place_of)
-        id_of = {place: i for i, place in enumerate(order)}
-        names = [tier.name for tier in self.tiers]
+        # A root has a negative place.
+        above = [place_of[parent] if parent.depth else -1 - number[parent.root] for parent in self.parents]
+        order = list(self._depth_first(above, number))
+        readers, hits, used_seconds, pins = self._settle_upwards(order, above, place_of)
+        ids = [0] * len(order)
+        for i, place in enumerate(order):
+            ids[place] = i
+        residences = [(tier.name, at) for tier, at in zip(self.tiers, self.at)]
         views: list[NodeView] = []
         for i, place in enumerate(order):
-            node, mine = self.nodes[place], below[place]
-            above = place_of.get(self.parents[place])
+            node, parent = self.nodes[place], above[place]
             views.append(
                 NodeView(
                     id=i,
-                    parent=None if above is None else id_of[above],
+                    parent=None if parent < 0 else ids[parent],
                     namespace=number[node.root],
                     key=node.key.hex(),
                     depth=node.depth,
                     tokens=np.frombuffer(node.tokens, np.int32).tolist(),
-                    readers=mine.readers,
-                    hits=mine.hits,
+                    readers=readers[place],
+                    hits=hits[place],
                     tiers={
-                        name: here.size_bytes
-                        for name, residences in zip(names, self.at)
-                        if (here := residences[place]) is not None
+                        name: here.size_bytes for name, at in residences if (here := at[place]) is not None
                     },
-                    pin=mine.pin,
+                    pin=pins.get(place),
                     pending=self.pending[place],
                     created_at=self._unix(node.created_seconds),
-                    last_used_at=self._unix(mine.used_seconds),
+                    last_used_at=self._unix(used_seconds[place]),
                 )
             )
         return Snapshot(
@@ -133,61 +134,79 @@ class TreeCopy:
     def _unix(self, steady_seconds: float) -> float:
         return steady_seconds + self.unix_less_steady
 
-    def _depth_first(self, number: Mapping[Root, int]) -> Iterator[int]:
-        """Places in `nodes`: parents first, children in token order, those of other namespaces after the own."""
-        children: dict[Node, list[int]] = {}
-        for place, parent in enumerate(self.parents):
-            children.setdefault(parent, []).append(place)
+    def _depth_first(self, above: list[int], number: Mapping[Root, int]) -> Iterator[int]:
+        """Places in `nodes`: parents first, children in token order, those of other namespaces after the own.
+
+        Args:
+            above: the parent's place, of each node.
+            number: of each root.
+        """
         nodes = self.nodes
-        for parent, places in children.items():
-            if len(places) > 1:
-                own = parent.root
-                places.sort(
-                    key=lambda p: (nodes[p].root is not own, number[nodes[p].root], nodes[p].tokens),
-                    reverse=True,
-                )
-        stack = [place for root in reversed(self.roots) for place in children.get(root, ())]
+        children: dict[int, int | list[int]] = {}
+        for place, parent in enumerate(above):
+            others = children.setdefault(parent, place)
+            if others == place:
+                continue
+            if isinstance(others, list):
+                others.append(place)
+            else:
+                children[parent] = [others, place]
+
+        def sibling_order(place: int) -> tuple[bool, int, bytes]:
+            node = nodes[place]
+            return node.root is not self.parents[place].root, number[node.root], node.tokens
+
+        stack: list[int] = []
+        for parent in range(-len(self.roots), 0):
+            stack += _last_first(children.get(parent), sibling_order)
         while stack:
             place = stack.pop()
             yield place
-            stack += children.get(nodes[place], ())
+            stack += _last_first(children.get(place), sibling_order)
 
-    def _settle_upwards(self, order: list[int], place_of: Mapping[Node, int]) -> list[_Below]:
-        below = [_Below(0, hits, used, None) for hits, used in zip(self.hits, self.used_seconds)]
+    def _settle_upwards(
+        self, order: list[int], above: list[int], place_of: Mapping[Node, int]
+    ) -> tuple[list[int], list[int], list[float], dict[int, PinView]]:
+        """Readers, hits, last use and longest pin of each node, by place, with those of its subtree.
+
+        They are kept on the deepest node only: see node.py.
+        """
+        readers, hits, used_seconds = [0] * len(order), self.hits.copy(), self.used_seconds.copy()
+        pins: dict[int, PinView] = {}
         for node in self.leased:
             if node.depth:
-                below[place_of[node]].readers += 1
+                readers[place_of[node]] += 1
         for node, name, ends_seconds in self.pinned:
-            here = below[place_of[node]]
             expires_at = None if ends_seconds is None else self._unix(ends_seconds)
-            here.pin = _longer(here.pin, PinView(name, expires_at))
+            _add_pin(pins, place_of[node], PinView(name, expires_at))
         for place in reversed(order):
-            parent = place_of.get(self.parents[place])
-            if parent is not None:
-                above, mine = below[parent], below[place]
-                above.readers += mine.readers
-                above.hits += mine.hits
-                above.used_seconds = max(above.used_seconds, mine.used_seconds)
-                above.pin = _longer(above.pin, mine.pin)
-        return below
+            parent = above[place]
+            if parent >= 0:
+                readers[parent] += readers[place]
+                hits[parent] += hits[place]
+                if used_seconds[place] > used_seconds[parent]:
+                    used_seconds[parent] = used_seconds[place]
+                if place in pins:
+                    _add_pin(pins, parent, pins[place])
+        return readers, hits, used_seconds, pins
 
 
-@dataclass(slots=True)
-class _Below:
-    """What a node inherits from its subtree (see node.py: kept on the deepest node only)."""
+def _last_first(
+    children: int | list[int] | None, order: Callable[[int], tuple[bool, int, bytes]]
+) -> Sequence[int]:
+    """An only child, or all of them in reverse order, for a stack."""
+    if children is None:
+        return ()
+    return (children,) if isinstance(children, int) else sorted(children, key=order, reverse=True)
 
-    readers: int
-    hits: int
-    used_seconds: float
-    pin: PinView | None
 
-
-def _longer(one: PinView | None, other: PinView | None) -> PinView | None:
-    if one is None or other is None:
-        return one or other
-    if one.expires_at is None or (other.expires_at is not None and other.expires_at <= one.expires_at):
-        return one
-    return other
+def _add_pin(pins: dict[int, PinView], place: int, pin: PinView) -> None:
+    """Shows `pin` at a place, unless one that holds longer is shown there."""
+    shown = pins.get(place)
+    if shown is None or (
+        shown.expires_at is not None and (pin.expires_at is None or pin.expires_at > shown.expires_at)
+    ):
+        pins[place] = pin
 
 
 def _tier_view(tier: Tier) -> TierView:
