@@ -14,6 +14,11 @@ MOST_BYTES = 16 << 20
 """Memory that the tombstones of all scopes may take together."""
 
 
+def tombstone_memory(count: int, scopes: int) -> int:
+    """Bytes that `count` tombstones of so many scopes take."""
+    return count * TOMBSTONE_BYTES + scopes * RING_BYTES
+
+
 class Tombstone(NamedTuple):
     """One evicted chunk."""
 
@@ -99,4 +104,4 @@ class Tombstones:
     @property
     def size_bytes(self) -> int:
         """Memory the rings take."""
-        return self._count * TOMBSTONE_BYTES + len(self._rings) * RING_BYTES
+        return tombstone_memory(self._count, len(self._rings))

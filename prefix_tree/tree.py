@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
@@ -34,6 +35,8 @@ from kvtrie.prefix_tree.roots import ROOT_BYTES, Roots
 from kvtrie.prefix_tree.tier import Tier
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
 
+_SET_SECONDS = 0.1
+"""A wall clock that is off by more than this was set; less is drift."""
 REMEMBERED_BYTES = 16 << 20
 """Memory for what has left a tree, unless it is told otherwise."""
 
@@ -84,6 +87,8 @@ class PrefixTree:
         self.tiers = list(tiers)
         self.clock = clock
         self.steady = steady
+        self._unix_less_steady = inf
+        """What makes unix seconds of the steady clock's, as of the last time the wall clock was seen to be set."""
         self.tombstones = Tombstones(tombstones_per_scope, remembered_bytes // 2)
         self.evictions: Counter[str] = Counter()
         """Evicted chunks by reason."""
@@ -118,8 +123,16 @@ class PrefixTree:
         return list(self._roots)
 
     def unix_of(self, steady_seconds: float) -> float:
-        """Unix seconds, by the wall clock as it is set now, of a time on the steady clock."""
-        return self.clock() - (self.steady() - steady_seconds)
+        """Unix seconds, by the wall clock as it is set now, of a time on the steady clock.
+
+        A time has the same unix seconds whenever it is asked for, until the wall clock is set.
+        """
+        before = self.steady()
+        difference = self.clock() - before
+        # What passed between the readings is no setting of the clock.
+        if abs(difference - self._unix_less_steady) > _SET_SECONDS + self.steady() - before:
+            self._unix_less_steady = difference
+        return steady_seconds + self._unix_less_steady
 
     def pinned_bytes(self, scope: str) -> int:
         """What a scope has pinned, each chunk once, in the tier where it is largest."""

@@ -33,10 +33,10 @@ def copy_tree(tree: PrefixTree) -> TreeCopy:
     about half a microsecond for each node, lease, pin and scope; the snapshot, made later without the lock, takes
     thirty times as long.
     """
-    nodes, now, taken_at = tree.nodes(), tree.steady(), tree.clock()
+    nodes = tree.nodes()
     return TreeCopy(
-        taken_at=taken_at,
-        unix_less_steady=taken_at - now,
+        taken_at=tree.unix_of(tree.steady()),
+        unix_less_steady=tree.unix_of(0.0),
         chunk_tokens=tree.chunk_tokens,
         roots=tree.roots(),
         nodes=nodes,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 
 from kvtrie.prefix_tree import InputError, Namespace, Pin, PrefixTree, Tier, check, take_snapshot
@@ -58,8 +61,6 @@ def test_a_snapshot_has_unix_times_by_the_wall_clock_as_it_is_set_now(forest) ->
 
 def test_a_tree_s_own_clocks_are_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wall clock of the machine is set back by a day: ages stay what they are, and unix times follow."""
-    import time
-
     tree = PrefixTree(2, [Tier("device", 10)])
     root = tree.root(Namespace("a", chunk_tokens=2))
     (node,) = tree.insert_path(tree.match(root, bytes(8)), bytes(8), 0, [0], 1)
@@ -72,6 +73,22 @@ def test_a_tree_s_own_clocks_are_the_process_s(monkeypatch: pytest.MonkeyPatch) 
     pin: Pin = tree.pin(node, seconds=1000.0)
     assert pin.expires_at is not None
     assert 400 < pin.expires_at - tree.clock() <= 1000
+
+
+def test_a_time_reads_the_same_until_the_wall_clock_is_set(make_forest) -> None:
+    """Two clocks are never read at one instant, and they drift: that alone changes no time in a snapshot."""
+    forest = make_forest()
+    drifts = itertools.cycle((0.0, 0.01, -0.02, 0.03))
+    forest.tree.clock = lambda: forest.now + forest.set_by + next(drifts)
+    forest.store("a", [1, 2])
+    first = take_snapshot(forest.tree, "engine")
+    forest.now += 7
+    later = [take_snapshot(forest.tree, "engine") for _ in range(9)]
+    assert all(picture.nodes == first.nodes for picture in later)
+    assert {picture.taken_at - first.taken_at for picture in later} == {7.0}
+    forest.set_by = 60.0
+    (moved,) = take_snapshot(forest.tree, "engine").nodes
+    assert abs(moved.created_at - first.nodes[0].created_at - 60) < 0.1
 
 
 def test_priorities_expire_though_the_wall_clock_is_set_back(make_forest) -> None:
