@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from kvtrie.api.request import Completion, Request
 from kvtrie.api.sampler import Sampling
 from kvtrie.api.scopes import Scopes
 from kvtrie.api.trace.what_if import as_counters
-from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
+from kvtrie.prefix_tree import Pin, Root, Snapshot, copy_tree
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 from kvtrie.store import store_key_from_environment
@@ -284,8 +283,7 @@ class PrefixCachedModel:
             try:
                 node, pinned = completion.kv.node, None
                 if pin:
-                    expires_at = None if pin is True else time.time() + pin
-                    pinned = self._memory.tree.pin(node, name, expires_at)
+                    pinned = self._memory.tree.pin(node, name, None if pin is True else pin)
             finally:
                 completion.kv.close()
         return Warmed(
@@ -327,7 +325,7 @@ class PrefixCachedModel:
                     "chunks": device.chunks,
                     "scopes": {scope: asdict(booked) for scope, booked in device.scopes.items()},
                 },
-                "tombstone_bytes": tree.tombstones.size_bytes,
+                **tree.figures(),
                 "lower": {} if self._lower is None else dict(self._lower.stats()),
                 "what_if": self._what_if(),
             }
@@ -340,10 +338,14 @@ class PrefixCachedModel:
         )
 
     def take_snapshot(self) -> Snapshot:
-        """The tree as it is now, for `dump` and `explain`."""
+        """The tree as it is now, for `dump` and `explain`: at one moment, and all of it.
+
+        Requests wait while it is copied, about half a microsecond a chunk; the rest is done beside them.
+        """
         with self.engine.lock:
             counters = {**self._memory.counters, **as_counters(self._what_if())}
-            return take_snapshot(self._memory.tree, "engine", counters)
+            copied = copy_tree(self._memory.tree)
+        return copied.snapshot("engine", counters)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""

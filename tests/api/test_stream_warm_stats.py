@@ -173,7 +173,7 @@ def test_a_pin_that_expires(model: PreTrainedModel) -> None:
         warmed = cached.warm(ROW, pin=60.0)
         fill(cached)
         assert cached.warm(ROW).cached_tokens == 24
-        cached.engine.memory.tree.clock = lambda: time.time() + 61.0
+        cached.engine.memory.tree.steady = lambda: time.monotonic() + 61.0
         fill(cached, range(30, 42))
         assert cached.warm(ROW).cached_tokens == 0
         assert warmed.pin is not None
