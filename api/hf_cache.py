@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvtrie.api.attention_switch import PoolAttention
+from kvtrie.api.generate_arguments import TOKENIZERS
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.sequence_kv import SequenceKV
@@ -184,6 +185,8 @@ class PoolCache(Cache):  # type: ignore[misc]
                 )
         inputs["input_ids"] = ids
         inputs["attention_mask"] = None
+        for name in TOKENIZERS:
+            inputs.pop(name, None)
         inputs["position_ids"] = torch.tensor(
             [range(row.context_tokens, row.context_tokens + new) for row in self._rows], device=ids.device
         )

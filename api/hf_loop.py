@@ -11,10 +11,12 @@ from torch import Tensor
 from kvtrie.api.engine import Engine
 from kvtrie.api.generate_arguments import (
     CACHE_ARGUMENTS,
+    beginning,
     cache_argument,
     eos_tokens,
-    prompts_of,
     refuse_unservable,
+    settings_among,
+    whole_mask,
 )
 from kvtrie.api.hf_cache import WAY_OUT, PoolCache
 from kvtrie.api.kv_memory import KvMemory
@@ -43,24 +45,38 @@ class HuggingFaceLoop:
         arguments: dict[str, Any],
         root: Root,
         readable: list[Root],
+        tokenizer: Any = None,
     ) -> Any:
-        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides."""
+        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides.
+
+        `tokenizer` is for stop strings, where `arguments` name none.
+        """
         base: Any = self._facts.model
         # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
         for name in CACHE_ARGUMENTS:
             arguments.pop(name, None)
-        fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
-        effective, _ = base._prepare_generation_config(generation_config, **fields)
-        for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
+        effective, _ = base._prepare_generation_config(generation_config, **settings_among(base, arguments))
+        refuse_unservable({}, effective)
+        if effective.stop_strings is not None and arguments.get("tokenizer") is None:
+            if not hasattr(tokenizer, "get_vocab"):
+                raise InputError(
+                    "stop_strings need the model's transformers tokenizer: pass tokenizer=, or wrap with one"
+                )
+            arguments["tokenizer"] = tokenizer
+        mask = arguments.pop("attention_mask", None)
+        if inputs is None:
+            inputs = beginning(base, mask, effective)
+        for name, given in (("input_ids", inputs), ("attention_mask", mask)):
             if isinstance(given, Tensor) and given.device != self._facts.device:
                 raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
-        refuse_unservable({}, effective)
-        prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
-        assert inputs is not None
+        kept = whole_mask(inputs, mask, effective)
+        if mask is not None:
+            arguments["attention_mask"] = kept.long()
+        prompts = [as_tokens(row[keep].cpu().numpy()) for row, keep in zip(inputs, kept)]
         columns = inputs.shape[1]
         new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
-        rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
+        rows = self._prefill(prompts, new_tokens, root, readable)
         cache = PoolCache(
             self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self._engine.lock
         )
