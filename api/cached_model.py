@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.compiled_model import refuse_compiled
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.forward_gate import ForwardGate, lock_of
@@ -21,6 +22,7 @@ from kvtrie.api.generate_arguments import eos_tokens
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
+from kvtrie.api.model_attributes import ModelAttributes
 from kvtrie.api.model_facts import model_facts
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.open_lower import open_lower
@@ -49,13 +51,13 @@ class Warmed:
     """To give to `unpin`; None where none was asked for."""
 
 
-class PrefixCachedModel:
+class PrefixCachedModel(ModelAttributes):
     """Wraps a causal LM so that prompts reuse the KV of what was computed before.
 
     Args:
         model: a transformers model in eval mode, or a PEFT model around one.
-        tokenizer: lets prompts be text; anything with `encode` and `decode`. Messages need `apply_chat_template`, and
-            `generate(stop_strings=...)` needs a transformers tokenizer.
+        tokenizer: lets prompts be text; anything with `encode` and `decode`. Messages need its
+            `apply_chat_template`, and `generate(stop_strings=...)` needs a transformers tokenizer.
         memory: size of the KV pool, e.g. `"2GiB"`, on the model's device.
         chunk_tokens: tokens per chunk; smaller shares more, larger costs less to manage.
         kv_format: `"raw"` keeps keys and values as the model computes them: outputs are the model's own. `"int8"`
@@ -175,11 +177,11 @@ class PrefixCachedModel:
         """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
 
         Args:
-            prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or what a
-                tokenizer returned for one prompt, whose left padding is dropped. Messages, a list of
-                `{"role": ..., "content": ...}`, go through the tokenizer's chat template, followed by what opens the
-                model's reply. Text gets the tokenizer's special tokens, unless it begins with its BOS token: such a
-                text was rendered by a chat template.
+            prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or
+                what a tokenizer returned for one prompt, whose left padding is dropped. Messages, a list of
+                `{"role": ..., "content": ...}`, are rendered by the tokenizer's chat template, with the beginning
+                of the model's reply. Text gets the tokenizer's special tokens, unless it begins with its BOS token:
+                such a text was rendered by a chat template, which wrote all special tokens itself.
             tenant: whose cache to use; default the wrapper's.
             max_new_tokens: most tokens to produce.
             sampling: how tokens are chosen; default greedy.
@@ -214,16 +216,20 @@ class PrefixCachedModel:
             KvtrieError: what `submit` raises, or what ended the request.
         """
         completion = self.submit(prompt, **arguments)
-        pieces = self._pieces(completion, as_text=isinstance(prompt, str) or is_messages(prompt))
+        request = completion.request
+        as_text = isinstance(prompt, str) or is_messages(prompt)
+        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.eos)
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
 
-    def _pieces(self, completion: Completion, as_text: bool) -> Iterator[str | int]:
-        """An empty piece at once, then those of `stream`."""
-        seen, request = 0, completion.request
+    def _pieces(
+        self, completion: Completion, as_text: bool, prompt: Sequence[int] = (), eos: Collection[int] = ()
+    ) -> Iterator[str | int]:
+        """An empty piece at once, then those of `stream`: the text behind `prompt`, without `eos` tokens."""
+        seen = 0
         try:
-            text = TextStream(self.tokenizer, request.tokens.tolist()) if as_text else None
+            text = TextStream(self.tokenizer, prompt) if as_text else None
             yield ""
             while True:
                 while not completion.done and len(completion.tokens) == seen:
@@ -232,7 +238,7 @@ class PrefixCachedModel:
                 seen += len(fresh)
                 if text is None:
                     yield from fresh
-                elif piece := "".join(text.add(token) for token in fresh if token not in request.eos):
+                elif piece := "".join(text.add(token) for token in fresh if token not in eos):
                     yield piece
                 if completion.done and seen == len(completion.tokens):
                     break
@@ -257,8 +263,8 @@ class PrefixCachedModel:
         """Computes a prompt's KV ahead of its first request.
 
         Args:
-            prompt: as for `submit`; whole chunks of it are stored. Messages are not followed by what opens a reply:
-                what comes next may be another message.
+            prompt: as for `submit`; whole chunks of it are stored. Messages are rendered without the beginning of
+                a reply, since another message may follow them.
             tenant: whose cache to warm; default the wrapper's.
             scope: a shared scope to warm instead of a tenant's.
             pin: True keeps it until `unpin`, a number for that many seconds.
@@ -390,6 +396,7 @@ class PrefixCachedModel:
             raise InputError("this PrefixCachedModel is closed; wrap the model again")
         if self._facts.model.training:
             raise InputError("the model is in training mode; call model.eval() first")
+        refuse_compiled(self._facts.model)
 
     def _tokens(self, prompt: Prompt, *, opens_reply: bool = True) -> TokenArray:
         forward: Any = self._facts.model.forward

@@ -82,7 +82,7 @@ def refuse_unservable(arguments: dict[str, Any], generation_config: Any) -> None
 
 def settings_among(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `generate`'s arguments that may be fields of its generation config."""
-    others = {*inspect.signature(model.generate).parameters, *TOKENIZERS, "attention_mask"}
+    others = {*inspect.signature(type(model).generate).parameters, *TOKENIZERS, "attention_mask"}
     return {name: value for name, value in arguments.items() if name not in others}
 
 
@@ -127,7 +127,9 @@ def whole_mask(input_ids: Any, attention_mask: Any, generation_config: Any) -> T
             if isinstance(input_ids, Tensor)
             else type(input_ids).__name__
         )
-        raise InputError(f"generate() takes input_ids as an integer tensor (int64) [batch, tokens], got {what}")
+        raise InputError(
+            f"generate() takes input_ids as an integer tensor (int64) [batch, tokens], got {what}"
+        )
     if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
         raise InputError("the prompt is empty; a model needs at least one token")
     if attention_mask is None:
@@ -155,7 +157,9 @@ def check_mask(attention_mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     odd = attention_mask[~kept & (attention_mask != 0)]
     if odd.numel():
         # Transformers adds such values up to positions, so they are no other way of writing 1.
-        raise InputError(f"attention_mask holds {odd[0].item()}; its values are 0 for padding and 1 for tokens")
+        raise InputError(
+            f"attention_mask holds {odd[0].item()}; its values are 0 for padding and 1 for tokens"
+        )
     if not kept.any(-1).all():
         row = int((~kept.any(-1)).nonzero()[0])
         raise InputError(f"the prompt in row {row} is empty: its attention mask is all zeros")

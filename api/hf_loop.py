@@ -37,6 +37,7 @@ class HuggingFaceLoop:
         self._memory = memory
         self._identity = identity
         self._engine = engine
+        self._cache_argument = cache_argument(facts.model)
 
     def generate(
         self,
@@ -81,15 +82,20 @@ class HuggingFaceLoop:
             self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self._engine.lock
         )
         try:
-            output = base.generate(
-                inputs, generation_config=generation_config, **{cache_argument(base): cache}, **arguments
+            # The class's own: somebody may have put a wrapper's `generate` in the place of the model's.
+            output = type(base).generate(
+                base,
+                inputs,
+                generation_config=generation_config,
+                **{self._cache_argument: cache},
+                **arguments,
             )
         finally:
             cache.close()
         if not cache.passes:
             raise LibraryChanged(
                 f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie passed "
-                f"as {cache_argument(base)}=. {WAY_OUT}"
+                f"as {self._cache_argument}=. {WAY_OUT}"
             )
         if not isinstance(output, Tensor):
             for name in [name for name, value in output.items() if value is cache]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kvtrie.api.attention_switch import KEYWORD, attention_switched
+from kvtrie.api.compiled_model import refuse_compiled
 from kvtrie.chunk_kernels import Variant
 from kvtrie.prefix_tree import ChunkShape
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
@@ -77,6 +78,7 @@ class ModelFacts:
     """Of keys and values, e.g. `float32`."""
     device: torch.device
     vocabulary: int
+    """As it was wrapped; `config.vocab_size` follows `resize_token_embeddings`."""
     max_positions: int
     """Most tokens of a sequence for which the model's attention is exactly reproduced."""
     limited_by: str
@@ -111,6 +113,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
         UnsupportedModel: names what kvtrie cannot serve.
         InputError: the model is in training mode, or its KV dtype is not stored.
     """
+    refuse_compiled(model)
     base = _base_model(model)
     kind = type(base).__name__
     if not hasattr(base, "config") or not hasattr(base, "generate"):

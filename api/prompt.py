@@ -16,7 +16,12 @@ from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 Prompt = (
-    str | Sequence[int] | Tensor | npt.NDArray[np.integer[Any]] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+    str
+    | Sequence[int]
+    | Tensor
+    | npt.NDArray[np.integer[Any]]
+    | Sequence[Mapping[str, Any]]
+    | Mapping[str, Any]
 )
 
 _SAID_BESIDES = frozenset(
@@ -37,9 +42,9 @@ class PromptReader:
     """Turns prompts of every form into token ids.
 
     Args:
-        tokenizer: for text and messages; anything with `encode`, and `apply_chat_template` for messages. One that has
-            a `bos_token` also takes `encode(..., add_special_tokens=False)`. None where prompts are ids.
-        forward: the model's; what of a tokenizer's output it takes besides ids and mask is refused.
+        tokenizer: for text and messages; anything with `encode`, and `apply_chat_template` for messages. One that
+            has a `bos_token` also takes `encode(..., add_special_tokens=False)`. None where prompts are ids.
+        forward: the model's; an input that it takes besides ids and mask is refused where a prompt carries it.
     """
 
     def __init__(self, tokenizer: Any, forward: Callable[..., Any]) -> None:
@@ -82,20 +87,24 @@ class PromptReader:
             )
         # A template is a program of its own, and raises what it pleases.
         except Exception as error:
-            raise InputError(f"the tokenizer's chat template cannot render these messages: {error}") from error
+            raise InputError(
+                f"the tokenizer's chat template cannot render these messages: {error}"
+            ) from error
         return ids
 
     def _encoded(self, encoding: Mapping[str, Any]) -> TokenArray:
         if encoding.get("input_ids") is None:
             raise InputError(
-                f"a prompt given as a mapping needs input_ids, got {sorted(map(str, encoding))}; messages are a list "
-                'of {"role": ..., "content": ...}'
+                f"a prompt given as a mapping needs input_ids, got {sorted(map(str, encoding))}; messages are a "
+                'list of {"role": ..., "content": ...}'
             )
         taken = inspect.signature(self._forward).parameters
         for name, value in encoding.items():
             ignored = name in _SAID_BESIDES and name not in taken
             if value is not None and not ignored and name not in ("input_ids", "attention_mask"):
-                raise InputError(f"a prompt's {name} is not served; pass its input_ids and attention_mask only")
+                raise InputError(
+                    f"a prompt's {name} is not served; pass its input_ids and attention_mask only"
+                )
         ids, mask = _row("input_ids", encoding["input_ids"]), encoding.get("attention_mask")
         if mask is not None:
             columns = torch.from_numpy(_row("attention_mask", mask).astype(np.float64))
@@ -130,7 +139,7 @@ def _row(name: str, given: Any) -> npt.NDArray[Any]:
             raise InputError(f"{name} is on the meta device, which holds no values")
         # NumPy lacks bfloat16; floats are refused by whoever wants integers.
         given = given.detach().cpu()
-        row = (given.double() if given.is_floating_point() else given).numpy()
+        row: npt.NDArray[Any] = (given.double() if given.is_floating_point() else given).numpy()
     elif isinstance(given, (bytes, bytearray)) or not (
         isinstance(given, Sequence) or hasattr(given, "__array__")
     ):

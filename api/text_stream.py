@@ -1,8 +1,8 @@
 """The text of a completion while its tokens are still being computed.
 
-Tokens cannot be decoded one by one: a character may be spread over several of them, and the space before a word may
-depend on there being a word before it. Decoding all of them again for each new one takes quadratic time. So a *window*
-of the last tokens is decoded, which begins in the prompt:
+Tokens cannot be decoded one by one: a character may be spread over several of them, and the space before a word
+may depend on there being a word before it. Decoding all of them again for each new one takes quadratic time. So a
+*window* of the last tokens is decoded, which begins in the prompt:
 
     prompt and completion   ..  t  t  t  t  t  t  t  t  t
     window                            [t  t  t  t  t  t]
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 CONTEXT_TOKENS = 8
@@ -33,9 +33,9 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class TokenDecoder:
-    """Decodes tokens with any object that has `decode`, leaving special ones out where that takes `skip_special_tokens`.
+    """Decodes tokens with any object that has `decode`.
 
-    Transformers' tokenizers do; others are taken at their word.
+    Special tokens are left out where its `decode` takes `skip_special_tokens`, as transformers' tokenizers do.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -63,10 +63,10 @@ class TokenDecoder:
 class TextStream:
     """Decodes a completion token by token, in time that is linear in their number.
 
-    The pieces that `add` and `finish` return are, joined, what decoding prompt and completion together puts behind the
-    prompt's own text. A tokenizer with byte fallback decodes a stretch of byte tokens as a whole, to U+FFFD only if it
-    is no valid UTF-8; so such a stretch is returned when it ends. One of more than about 20 tokens is returned in parts,
-    and stays as it was returned.
+    The pieces that `add` and `finish` return are, joined, the text that decoding prompt and completion together adds
+    to the prompt's own. Two exceptions, where a tokenizer changes earlier text and the pieces keep it: bytes that are
+    no valid UTF-8 after more than about 20 byte tokens (byte fallback decodes such a stretch as a whole; shorter ones
+    are returned when they end), and quotation marks in a row where `clean_up_tokenization_spaces` is on.
 
     Args:
         tokenizer: anything with `decode`.

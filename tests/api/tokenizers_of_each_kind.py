@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
@@ -62,7 +71,10 @@ def unigram() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return _finished(tokenizer, trainers.UnigramTrainer(vocab_size=200, special_tokens=[*SPECIAL, "<unk>"], unk_token="<unk>"))
+    return _finished(
+        tokenizer,
+        trainers.UnigramTrainer(vocab_size=200, special_tokens=[*SPECIAL, "<unk>"], unk_token="<unk>"),
+    )
 
 
 def word_piece(**options: Any) -> PreTrainedTokenizerFast:
