@@ -63,10 +63,10 @@ class TokenDecoder:
 class TextStream:
     """Decodes a completion token by token, in time that is linear in their number.
 
-    The pieces that `add` and `finish` return are, joined, the text that decoding prompt and completion together adds
-    to the prompt's own. Two exceptions, where a tokenizer changes earlier text and the pieces keep it: bytes that are
-    no valid UTF-8 after more than about 20 byte tokens (byte fallback decodes such a stretch as a whole; shorter ones
-    are returned when they end), and quotation marks in a row where `clean_up_tokenization_spaces` is on.
+    The pieces that `add` and `finish` return are, joined, the text that decoding prompt and completion together
+    adds to the prompt's own. Two exceptions, where a tokenizer changes earlier text and the pieces keep it: bytes
+    that are no valid UTF-8 after more than about 20 byte tokens (byte fallback decodes such a stretch as a whole;
+    shorter ones are returned when they end), and quotation marks in a row where `clean_up_tokenization_spaces` is on.
 
     Args:
         tokenizer: anything with `decode`.
