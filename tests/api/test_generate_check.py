@@ -82,7 +82,7 @@ class OtherTokens(hf.LlamaForCausalLM):
         (
             WithoutTheCache,
             LibraryChanged,
-            rf"generate\(\) of transformers {VERSION} ran a pass without the cache",
+            rf"transformers {VERSION} did not use the cache .* as {CACHE}=",
         ),
         (
             WholePromptWithoutPositions,
