@@ -213,13 +213,11 @@ class TestWrongKeys:
         sidecar = start_sidecar(tenants=tenants)
         with sidecar.http("acme-key") as known:
             assert known.get("/v1/tree").status_code == 200
-            seen = []
-            for number in range(60):
-                with sidecar.http(f"guess-{number}") as http:
-                    seen.append(http.get("/v1/tree").status_code)
+            with sidecar.http() as http:
+                headers = [{"Authorization": f"Bearer guess-{number}"} for number in range(200)]
+                seen = [http.get("/v1/tree", headers=guess).status_code for guess in headers]
             assert seen[:10] == [401] * 10
             assert set(seen) == {401, 429}
-            assert seen.count(429) > 20
             assert known.get("/v1/tree").status_code == 200
         with sidecar.http("acme-key") as again:
             assert again.get("/v1/tree").status_code == 200, "on a new connection, too"
