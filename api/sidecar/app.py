@@ -33,6 +33,8 @@ from kvtrie.store.record import DIGEST_BYTES
 
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""
+_BESIDE_BYTES = 1 << 20
+"""What is received beside the longest frame: its length, and the beginning of the next one."""
 
 
 def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:
@@ -45,7 +47,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     connections = connections if connections is not None else ConnectionTable(limits)
     door = Door(tenants, connections, sidecar.config.receive_budget_bytes)
     receiving = door.receiving
-    max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes)
+    max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
     @app.post("/v1/match")
     async def match(request: Request) -> Response:

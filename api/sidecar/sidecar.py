@@ -29,7 +29,7 @@ class SidecarConfig:
     """What a sidecar keeps.
 
     Raises:
-        InputError: `chunk_tokens` below one, or less memory than one namespace takes.
+        InputError: `chunk_tokens` below one, less memory than one namespace takes, or `receive_bytes` below 4 MiB.
     """
 
     memory_bytes: int = 1 << 30
@@ -61,6 +61,8 @@ class SidecarConfig:
             raise InputError(
                 f"memory of {self.memory_bytes} bytes holds no chunk: a namespace alone takes {NAMESPACE_BYTES}"
             )
+        if self.receive_bytes is not None and self.receive_bytes < 4 << 20:
+            raise InputError(f"receive_bytes must be at least {4 << 20}, got {self.receive_bytes}")
 
 
 @dataclass(slots=True)

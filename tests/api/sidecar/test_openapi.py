@@ -117,9 +117,9 @@ def test_real_replies_are_what_it_says(
     assert [reply.status_code for reply in replies] == [200, 200, 200, 200, 400, 413, 403, 403]
     with sidecar.http("admin-key") as http:
         replies.append(http.get("/metrics"))
-    for number in range(11):
-        with sidecar.http(f"guess-{number}") as http:
-            replies.append(http.get("/v1/tree"))
-    assert replies[-1].status_code == 429
+    with sidecar.http("guess") as http:
+        # Ten at once and one a second: how many of these are looked at depends on how long they take.
+        replies += [http.get("/v1/tree") for _ in range(200)]
+    assert {reply.status_code for reply in replies} >= {401, 429}
     for reply in replies:
         check(reply, document)

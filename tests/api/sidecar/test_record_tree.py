@@ -323,6 +323,14 @@ def test_memory_that_holds_no_chunk_is_refused(size: int) -> None:
         SidecarConfig(memory_bytes=size)
 
 
+def test_what_is_received_has_a_budget() -> None:
+    assert SidecarConfig(memory_bytes=1 << 20).receive_budget_bytes == 64 << 20
+    assert SidecarConfig(memory_bytes=8 << 30).receive_budget_bytes == 1 << 30
+    assert SidecarConfig(receive_bytes=4 << 20).receive_budget_bytes == 4 << 20
+    with pytest.raises(InputError, match="receive_bytes must be at least 4194304, got 1"):
+        SidecarConfig(receive_bytes=1)
+
+
 def test_chunks_of_no_tokens_are_refused() -> None:
     with pytest.raises(InputError, match="chunk_tokens must be at least 1, got 0"):
         SidecarConfig(chunk_tokens=0)
