@@ -63,7 +63,7 @@ def test_stop_strings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
         assert stopped.shape[1] - ids.shape[1] < len(free)
         same(cached, inputs=ids, tokenizer=tokenizer, num_beams=2, **stop, **NEW)
         same(cached, **BATCH, tokenizer=tokenizer, **stop, **NEW)
-        with pytest.raises(InputError, match="stop_strings need .* pass tokenizer="):
+        with pytest.raises(InputError, match=r"stop_strings need .* pass tokenizer="):
             cached.generate(ids, **stop, **NEW)
         assert_balanced(cached)
     with wrapped(model, tokenizer=tokenizer) as cached:
