@@ -22,10 +22,11 @@ from typing import Any
 CONTEXT_TOKENS = 8
 """A window is cut to this many tokens, or up to twice as many where that falls inside a character."""
 _CUT_AT_TOKENS = 2 * CONTEXT_TOKENS
-"""A window of more tokens is cut once all its text is said, and one of twice as many in any case."""
+"""A window of more tokens is cut once all its text is said. One of twice as many waits for nothing but the end of a
+character."""
 _REPLACEMENT = "\ufffd"
-_MOST_INCOMPLETE = 3
-"""Replacement characters that one incomplete character can become: its bytes so far, of at most 4."""
+_CHARACTER_BYTES = 4
+"""At most. An incomplete one of fewer becomes as many replacement characters, or one."""
 _MAY_BE_REWRITTEN = re.compile(r" (n'?|'[vr]?)?\Z")
 """Beginnings of what transformers' clean-up joins to the word before it: ` .`, ` ' `, ` n't`, ` 've` ..."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -65,8 +66,8 @@ class TextStream:
 
     The pieces that `add` and `finish` return are, joined, the text that decoding prompt and completion together
     adds to the prompt's own. Two exceptions, where a tokenizer changes earlier text and the pieces keep it: bytes
-    that are no valid UTF-8 after more than about 20 byte tokens (byte fallback decodes such a stretch as a whole;
-    shorter ones are returned when they end), and quotation marks in a row where `clean_up_tokenization_spaces` is on.
+    that are no valid UTF-8 after more than 16 byte tokens (byte fallback decodes such a stretch as a whole;
+    shorter ones are returned when they end), and quotation marks in a row where a tokenizer cleans up spaces.
 
     Args:
         tokenizer: anything with `decode`.
@@ -78,7 +79,9 @@ class TextStream:
         self._window = self._end_of(prompt)
         self._text = self._decoder.text(self._window)
         self._said = len(self._text)
-        self._cut_at = _CUT_AT_TOKENS
+        self._cut_at = max(_CUT_AT_TOKENS, len(self._window))
+        if self._cut_at > 2 * _CUT_AT_TOKENS:
+            self._cut()
 
     def add(self, token: int) -> str:
         """The text that has become certain with `token`; empty while a character is incomplete."""
@@ -87,9 +90,8 @@ class TextStream:
             return ""
         self._window.append(token)
         self._text = text
-        is_long = len(self._window) > 2 * self._cut_at
-        piece = self._say(self._certain(is_long))
-        if is_long or (len(self._window) > self._cut_at and self._said == len(text)):
+        piece = self._say(self._certain())
+        if self._waits_too_long or (len(self._window) > self._cut_at and self._said == len(text)):
             self._cut()
         return piece
 
@@ -102,13 +104,17 @@ class TextStream:
         self._said = max(self._said, end)
         return piece
 
-    def _certain(self, is_long: bool) -> int:
+    @property
+    def _waits_too_long(self) -> bool:
+        """Whether a character that is still incomplete is none."""
+        return len(self._window) > 2 * self._cut_at + _CHARACTER_BYTES
+
+    def _certain(self) -> int:
         """The length of the text that no further token changes."""
         certain = len(self._text.rstrip(_REPLACEMENT))
-        if is_long:
-            # Bytes that are no character: waiting for more of them would never end.
-            certain = max(certain, len(self._text) - _MOST_INCOMPLETE)
-        else:
+        if self._waits_too_long:
+            return max(certain, len(self._text) - _CHARACTER_BYTES + 1)
+        if len(self._window) <= 2 * self._cut_at:
             settled = self._before_last_bytes()
             if len(settled) < len(self._window):
                 certain = min(certain, len(self._decoder.text(settled)))
@@ -128,10 +134,9 @@ class TextStream:
         """The last tokens of a prompt, enough of them for the text behind them not to depend on those before."""
         kept = CONTEXT_TOKENS
         while kept < len(prompt):
-            text = self._decoder.text(prompt[-kept:])
-            # Without text, the next word would be taken for the first one. With a part of a character at its
-            # beginning, a tokenizer may give up all bytes up to the next word.
-            if text and not text.startswith(_REPLACEMENT):
+            # Without text, the next word would be taken for the first one. A stretch of byte tokens is decoded as a
+            # whole, so it is not cut.
+            if self._decoder.text(prompt[-kept:]) and not self._decoder.is_byte(prompt[-kept]):
                 break
             kept *= 2
         return [token for token in prompt[-kept:] if not self._decoder.is_special(token)]
@@ -139,12 +144,12 @@ class TextStream:
     def _cut(self) -> None:
         """Shortens the window, unless no shorter one gives the same text at its end."""
         unsaid = len(self._text) - self._said
+        # With a character that was said, without which the next word would be taken for the first one.
+        tail = self._text[max(0, self._said - 1) :]
         for kept in range(CONTEXT_TOKENS, 2 * CONTEXT_TOKENS + 1):
             text = self._decoder.text(self._window[-kept:])
-            said = len(text) - unsaid
-            # A character that was said is among it: without any, the next word would be taken for the first one.
-            if 0 < said <= len(text) and text[said - 1 :] == self._text[self._said - 1 :]:
+            if text.endswith(tail):
                 self._window = self._window[-kept:]
-                self._text, self._said, self._cut_at = text, said, _CUT_AT_TOKENS
+                self._text, self._said, self._cut_at = text, len(text) - unsaid, _CUT_AT_TOKENS
                 return
         self._cut_at = 2 * len(self._window)
