@@ -270,7 +270,7 @@ class PrefixCachedModel(ModelAttributes):
             name: shown in dumps beside the pin.
 
         Raises:
-            InputError: see `generate`; also a pin on less than a chunk, or both tenant and scope given.
+            InputError: see `generate`; also a pin on less than a chunk or for no time; both tenant and scope given.
             AccessDenied: no such shared scope.
             PinBudgetExceeded: the scope's pins would exceed `pin_budget`.
         """

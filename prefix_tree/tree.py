@@ -24,7 +24,7 @@ from xxhash import xxh3_128_digest
 
 from kvtrie.prefix_tree.claims import Claim
 from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
-from kvtrie.prefix_tree.holds import Lease, Pin, residences_to_hold
+from kvtrie.prefix_tree.holds import Lease, Pin, held_bytes, residences_to_hold
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.matching import Matching
@@ -502,13 +502,13 @@ class PrefixTree:
         if may_stay < 0:
             return False
         seen: set[Node] = set()
-        held = _held_bytes(self.leases, tier, seen)
+        held = held_bytes(self.leases, tier, seen)
         if held > may_stay:
             return False
         # Scopes' pins may overlap, and chunks may be smaller here than elsewhere: this is the most they can hold.
         if held + self._pin_book.size_bytes <= may_stay:
             return True
-        return held + _held_bytes(self.pins, tier, seen) <= may_stay
+        return held + held_bytes(self.pins, tier, seen) <= may_stay
 
     def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> Residence | None:
         """Takes a leaf out of the tier; its parent's residence there, to be settled once the tree is whole."""
@@ -557,18 +557,3 @@ class PrefixTree:
         root.nodes -= 1
         if root.nodes == 0:
             self._roots.emptied(root)
-
-
-def _held_bytes(holders: Iterable[Lease | Pin], tier: int, seen: set[Node]) -> int:
-    """Bytes in a tier of the paths that are held there, each chunk once; those in `seen` left out, and added."""
-    held = 0
-    for holder in holders:
-        for residence in holder.held:
-            node: Node | None = residence.node if residence.tier == tier else None
-            while node is not None and node.depth and node not in seen:
-                seen.add(node)
-                here = node.at[tier]
-                assert here is not None, "tiers are prefix-closed"
-                held += here.size_bytes
-                node = node.parent
-    return held
