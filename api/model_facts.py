@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kvtrie.api.adapters import refuse_unservable_adapters
+from kvtrie.api.compiled_model import refuse_compiled
 from kvtrie.api.families import FAMILIES, NOT_SERVED
 from kvtrie.api.model_probe import check_logits, probe
 from kvtrie.api.model_view import ModelView
@@ -41,6 +42,7 @@ class ModelFacts:
     """Of keys and values, e.g. `float32`."""
     device: torch.device
     vocabulary: int
+    """As it was wrapped; `config.vocab_size` follows `resize_token_embeddings`."""
     max_positions: int
     """Most tokens of a sequence for which the model's attention is exactly reproduced."""
     limited_by: str
@@ -75,6 +77,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
         UnsupportedModel: names what kvtrie cannot serve.
         InputError: the model is in training mode, or its KV dtype is not stored.
     """
+    refuse_compiled(model)
     base = _base_model(model)
     kind = type(base).__name__
     if not hasattr(base, "config") or not hasattr(base, "generate"):
