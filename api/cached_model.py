@@ -17,6 +17,7 @@ from kvtrie.api.byte_size import parse_bytes
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.generate_arguments import eos_tokens
+from kvtrie.api.generate_check import check_generate
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
@@ -107,6 +108,7 @@ class PrefixCachedModel:
         store_key = os.environ.get("KVTRIE_STORE_KEY")
         self._identity = ModelIdentity(self._facts, chunk_tokens, kv_format)
         self._identity.namespace(self._scopes.of_tenant(tenant))
+        check_generate(model, self._facts, self._identity, shape)
         self._lower = open_lower(store, api_key, shared or {}) if isinstance(store, str) else store
         try:
             self._memory = KvMemory(

@@ -75,13 +75,13 @@ class Engine:
         facts: ModelFacts,
         identity: ModelIdentity,
         config: EngineConfig | None = None,
-        lock: threading.RLock | None = None,
+        watch: TrafficWatch | None = None,
     ) -> None:
         self.memory = memory
         self.config = config or EngineConfig()
-        self.lock = lock if lock is not None else threading.RLock()
+        self.lock = threading.RLock()
         """Held whenever tree or pool change, and during every forward pass of the model."""
-        self.watch = TrafficWatch(memory.shape.chunk_tokens, "engine")
+        self.watch = watch or TrafficWatch(memory.shape.chunk_tokens, "engine")
         """Told of every request that is through."""
         self._steps = StepRunner(
             memory,

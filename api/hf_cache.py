@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -20,7 +21,9 @@ from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.layer_attention import KEYWORD, PoolAttention
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.model_view import PassRunner
+from kvtrie.api.request import Completion
 from kvtrie.api.sequence_kv import SequenceKV
+from kvtrie.api.tree_handle import TreeHandle
 from kvtrie.chunk_kernels import prepare_step
 from kvtrie.prefix_tree.errors import LibraryChanged, ModelOutputError, PoolExhausted
 
@@ -35,17 +38,14 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         self,
         memory: KvMemory,
         identity: ModelIdentity,
-        rows: list[SequenceKV],
         length: int,
         eos: frozenset[int],
         lock: threading.RLock,
     ) -> None:
-        """Takes over `rows`, prefilled with their prompts but for the last token.
-
+        """
         Args:
             memory: where the rows' KV is.
             identity: of the model; once that changes, rows go on and nothing more is kept.
-            rows: one per prompt.
             length: columns of the padded batch that are in the cache.
             eos: a row that has generated one of these is fed padding from then on, which is not worth keeping.
             lock: held whenever tree or pool change.
@@ -55,7 +55,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         self._identity = identity
         self._eos = eos
         self._lock = lock
-        self._rows = rows
+        self._rows: list[SequenceKV] = []
         self._length = length
         self._layers = memory.shape.layers
         self.passes = 0
@@ -64,6 +64,25 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         """A pass has begun and did not end well: what it wrote may not be finite."""
         self._has_generated = False
         self._input_ids: Tensor | None = None
+
+    def take_over(self, prefilled: list[Completion]) -> None:
+        """Takes over the rows of prompts that were prefilled but for their last token, one each.
+
+        Raises:
+            Exception: what ended one of the requests.
+        """
+        for completion in prefilled:
+            if completion.error is not None:
+                raise completion.error
+        with self._lock:
+            for completion in prefilled:
+                assert completion.kv is not None
+                self._rows.append(completion.kv)
+                completion.kv = None
+
+    def handle(self) -> TreeHandle:
+        """Names the rows as they are now."""
+        return TreeHandle([_tokens_of(row) for row in self._rows], self._length)
 
     # ---- what Hugging Face asks
 
@@ -177,11 +196,12 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         """
         with self._lock:
             inputs = dict(kwargs)
-            inputs[KEYWORD] = self._begin(inputs)
+            inputs[KEYWORD] = attention = self._begin(inputs)
             try:
                 output = forward(*args, **inputs)
             finally:
                 ids, self._input_ids = self._input_ids, None
+            attention.check_reached()
             self._finish(ids, output)
             return output
 
@@ -269,3 +289,8 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
             except PoolExhausted:
                 self._rows += prompts[index + 1 :]
                 raise
+
+
+def _tokens_of(row: SequenceKV) -> list[int]:
+    tokens: list[int] = np.frombuffer(row.tokens, np.int32).tolist()
+    return tokens

@@ -21,7 +21,7 @@ from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.request import Completion, Request
-from kvtrie.api.sequence_kv import SequenceKV
+from kvtrie.api.tree_handle import TreeHandle
 from kvtrie.prefix_tree import Root
 from kvtrie.prefix_tree.errors import InputError, LibraryChanged
 from kvtrie.prefix_tree.keys import TokenArray, as_tokens
@@ -46,6 +46,7 @@ class HuggingFaceLoop:
     ) -> Any:
         """See `PrefixCachedModel.generate`; `arguments` are what it was given besides."""
         base: Any = self._facts.model
+        continued = _take_handles(arguments)
         # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
         for name in CACHE_ARGUMENTS:
@@ -58,27 +59,44 @@ class HuggingFaceLoop:
         refuse_unservable({}, effective)
         prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
         assert inputs is not None
+        for handle in continued:
+            handle.check_continued_by(prompts)
         columns = inputs.shape[1]
         new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
-        rows = self._prefill([as_tokens(prompt) for prompt in prompts], new_tokens, root, readable)
-        cache = PoolCache(
-            self._memory, self._identity, rows, columns - 1, eos_tokens(effective), self._engine.lock
-        )
+        requests = [
+            Request(tokens[:-1], root, readable, max_new_tokens=0, prefill_only=True)
+            for tokens in self._checked(prompts, new_tokens)
+        ]
+        cache = PoolCache(self._memory, self._identity, columns - 1, eos_tokens(effective), self._engine.lock)
+        waiting: list[Completion] = []
         try:
+            for request in requests:
+                waiting.append(self._engine.submit(request))
+            self._engine.wait(waiting)
+            cache.take_over(waiting)
             output = self._facts.view.root.generate(
                 inputs, generation_config=generation_config, **{cache_argument(base): cache}, **arguments
             )
+            if not cache.passes:
+                raise LibraryChanged(
+                    f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie "
+                    f"passed as {cache_argument(base)}=. {WAY_OUT}"
+                )
+            if not isinstance(output, Tensor):
+                for name in [name for name, value in output.items() if value is cache]:
+                    output[name] = cache.handle()
+            return output
         finally:
+            # Rows are the cache's, or still their completions': an interrupt may come at any point.
             cache.close()
-        if not cache.passes:
-            raise LibraryChanged(
-                f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie passed "
-                f"as {cache_argument(base)}=. {WAY_OUT}"
-            )
-        if not isinstance(output, Tensor):
-            for name in [name for name, value in output.items() if value is cache]:
-                output[name] = None
-        return output
+            self._engine.discard(waiting)
+
+    def _checked(self, prompts: list[list[int]], new_tokens: int) -> list[TokenArray]:
+        """The prompts, each of which the engine can run."""
+        found = [as_tokens(prompt) for prompt in prompts]
+        for prompt in found:
+            self._engine.check(prompt, new_tokens)
+        return found
 
     def _new_tokens(
         self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]
@@ -95,24 +113,8 @@ class HuggingFaceLoop:
         new_tokens = int(effective.max_length)
         return new_tokens if positions is None else max(0, min(new_tokens, positions - columns))
 
-    def _prefill(
-        self, prompts: list[TokenArray], new_tokens: int, root: Root, readable: list[Root]
-    ) -> list[SequenceKV]:
-        """Computes each prompt's KV but for its last token, all in the engine's packed steps."""
-        for prompt in prompts:
-            self._engine.check(prompt, new_tokens)
-        waiting: list[Completion] = []
-        done = False
-        try:
-            for prompt in prompts:
-                request = Request(prompt[:-1], root, readable, max_new_tokens=0, prefill_only=True)
-                waiting.append(self._engine.submit(request))
-            self._engine.wait(waiting)
-            for completion in waiting:
-                if completion.error is not None:
-                    raise completion.error
-            done = True
-        finally:
-            if not done:
-                self._engine.discard(waiting)
-        return [completion.kv for completion in waiting if completion.kv is not None]
+
+def _take_handles(arguments: dict[str, Any]) -> list[TreeHandle]:
+    """Handles of earlier calls among the arguments, which name what the tree holds; taken out of them."""
+    names = [name for name in CACHE_ARGUMENTS if isinstance(arguments.get(name), TreeHandle)]
+    return [arguments.pop(name) for name in names]

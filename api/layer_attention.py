@@ -47,7 +47,7 @@ UNDERSTOOD = frozenset(
 
 
 class LayerAttention(Protocol):
-    """What stands in for a model's own attention during one forward pass."""
+    """A model's attention during one forward pass."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
@@ -61,14 +61,29 @@ class PoolAttention:
     def __init__(self, pool: ChunkPool, step: Step) -> None:
         self._pool = pool
         self._step = step
+        self._reached = 0
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, variant: Variant
     ) -> Tensor:
         """See `LayerAttention.attend`."""
+        self._reached += 1
         write_kv(self._pool, layer, self._step.write_at, key, value)
         out, _ = attend(query, self._pool, layer, self._step, scale, variant)
         return out
+
+    def check_reached(self) -> None:
+        """Whether every layer of a pass that is over attended here.
+
+        Raises:
+            UnsupportedModel: a layer did not: its forward was replaced since the model was wrapped.
+        """
+        layers = self._pool.shape.layers
+        if self._reached != layers:
+            raise UnsupportedModel(
+                f"{self._reached} of {layers} layers reached kvtrie's attention: a layer's forward was replaced "
+                "after the model was wrapped; put it back, or wrap the model again"
+            )
 
 
 class LanesAttention:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvtrie.api.adapters import refuse_unservable_adapters
 from kvtrie.api.layer_attention import KEYWORD
 from kvtrie.api.model_view import ModelView
 from kvtrie.api.rope import max_positions, rope_parameters
@@ -191,15 +192,7 @@ class _ShapeProbe:
 
 def _base_model(model: nn.Module) -> nn.Module:
     """The transformers model below a PEFT wrapper, or `model` itself."""
-    configs = getattr(model, "peft_config", None)
-    if not configs:
-        return model
-    for name, config in configs.items():
-        if getattr(config, "is_prompt_learning", False):
-            raise UnsupportedModel(
-                f"PEFT adapter {name!r} ({config.peft_type}) prepends learned tokens or keys; kvtrie serves "
-                "adapters that change weights only, such as LoRA"
-            )
+    refuse_unservable_adapters(model)
     # Only PeftModel has get_base_model(); a model with adapters added by transformers is its own base.
     unwrap = getattr(model, "get_base_model", None)
     found: nn.Module = model if unwrap is None else unwrap()

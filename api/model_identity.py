@@ -1,31 +1,64 @@
 """Which model this is: digests of config, weights and active adapters, renewed when any of them changes.
 
-Digesting reads every byte of the weights, so it is done once. Every call compares `(data_ptr, _version)` of
-every parameter and the adapters' state; only a difference digests again. Writes through `.data` change
-neither: after those, `refresh` must be called.
+Digesting reads every byte of the weights, so it is done once. Every call and every step compare the model's
+`ModelState` and the active adapters; only a difference digests again. Not seen are writes through `.data`
+(but for PEFT's hot swap), changed attributes that are no floats, and what a hook remembers: after those,
+`refresh` must be called.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kvtrie.api.adapters import (
+    TunerState,
+    adapter_digest,
+    adapter_tensors,
+    contents_checksum,
+    refuse_unservable_adapters,
+    tuner_layers,
+    tuner_state,
+)
 from kvtrie.api.model_facts import ModelFacts
+from kvtrie.api.model_state import StateReader, version
+from kvtrie.api.rope import depends_on_length
+from kvtrie.api.tensor_digest import digest_tensors
 from kvtrie.prefix_tree import Namespace
+from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.shape import FIDELITIES
 
-_VOLATILE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"})
-"""Config entries that do not change what the model computes, or that the namespace has a field for."""
+_VOLATILE = frozenset(
+    {
+        "_experts_implementation",
+        "_name_or_path",
+        "attn_implementation",
+        "dtype",
+        "experts_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "vocab_size",
+    }
+)
+"""Config entries that do not change the KV the model computes, or that the namespace has a field for."""
 
-_TunerState = tuple[tuple[str, ...], bool, tuple[str, ...], tuple[tuple[str, float], ...]]
+_KNOWN = 64
+"""Combinations of adapters and settings whose digests are remembered."""
+
+_NAMESPACES = 1024
+"""Namespaces remembered, by scope and digests; another one is made again when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +81,30 @@ class ModelIdentity:
         self._chunk_tokens = chunk_tokens
         self._fidelity = FIDELITIES[kv_format]
         self._layout = facts.layout()
-        self._config = _config_digest(facts.config)
+        self._config_entries = _config_entries(facts.config)
+        self._config = _digest_json(self._config_entries)
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
-        self._tuners = _tuner_layers(facts.model)
-        self._known: dict[object, tuple[Digests, list[object]]] = {}
-        """By state; each with the storages it names, so that none of those addresses can be used again."""
+        self._state = StateReader(facts.model)
+        self._tuners = tuner_layers(facts.model)
+        self._known: OrderedDict[object, tuple[Digests, list[object]]] = OrderedDict()
+        """Of the tensors as they are now, by all else that digests depend on; each with the functions it names."""
+        self._known_tensors: object = None
+        self._storages: list[object] = []
+        """Of those tensors, so that no other tensor gets one of their addresses."""
         self._weights_state: object = None
         self._weights = ""
-        self._namespaces: dict[tuple[str, str, Digests], Namespace] = {}
+        self._nonce = uuid.uuid4().hex
+        """Stands for what cannot be digested, the code of hooks: such KV is shared with nobody."""
+        self._namespaces: OrderedDict[tuple[str, str, Digests], Namespace] = OrderedDict()
 
     def namespace(self, scope: str, salt: str = "") -> Namespace:
-        """The namespace of `scope` for the model as it is now."""
+        """The namespace of `scope` for the model as it is now.
+
+        Raises:
+            InputError: the model's config is not the one that was wrapped.
+            UnsupportedModel: an adapter was added that cannot be served.
+        """
+        self._check_config()
         digests = self.digests()
         known = self._namespaces.get((scope, salt, digests))
         if known is None:
@@ -75,146 +121,105 @@ class ModelIdentity:
                 fidelity=self._fidelity,
             )
             self._namespaces[scope, salt, digests] = known
+            if len(self._namespaces) > _NAMESPACES:
+                self._namespaces.popitem(last=False)
         return known
 
     def refresh(self) -> None:
-        """Forgets what was digested, so that the next call reads the weights again."""
+        """Forgets what was digested: the next call reads the weights again, and hooks count as new ones."""
         self._known.clear()
+        self._known_tensors = None
         self._weights_state = None
+        self._nonce = uuid.uuid4().hex
+        self._state.forget()
 
     def digests(self) -> Digests:
         """Digests of the model as it is now; reads weights only where something changed."""
-        weights_state = _weights_state(self._facts.model)
-        known = self._known.get((weights_state, self._adapter_state()))
-        if known is not None:
-            digests = known[0]
-        else:
-            # Adapters may have been added or removed since: their tensors came or went with them.
-            self._tuners = _tuner_layers(self._facts.model)
-            for _, tuner in self._tuners:
-                if getattr(tuner, "disable_adapters", False) and getattr(tuner, "merged", False):
-                    # As PEFT does itself, but in the next forward pass: by then the namespace was chosen.
-                    tuner.unmerge()
-            adapter_state = self._adapter_state()
-            state = (weights_state, adapter_state)
-            # Adapters share the base's weights: switching between them must not read those again.
-            # Merging writes through `.data`, which no version counts: what is merged is part of the state.
-            merged = tuple(merged for _, _, merged, _ in adapter_state)
-            base_state = (merged, tuple((t.data_ptr(), _version(t)) for _, t in self._base_tensors()))
-            if base_state != self._weights_state:
-                self._weights = _digest_tensors(self._base_tensors())
-                self._weights_state = base_state
-                self._known.clear()
-            digests = Digests(self._weights, self._adapter_digest())
-            model = self._facts.model
-            storages: list[object] = [t.untyped_storage() for t in chain(model.parameters(), model.buffers())]
-            self._known[state] = digests, storages
+        state = self._state.read()
+        key = (state.settings, state.replaced, self._adapter_state(), contents_checksum(self._tuners))
+        if state.tensors == self._known_tensors and key in self._known:
+            return self._known[key][0]
+        # 1. Adapters may have been added or removed since: their tensors came or went with them.
+        self._state.forget()
+        self._tuners = tuner_layers(self._facts.model)
+        refuse_unservable_adapters(self._facts.model)
+        for _, tuner in self._tuners:
+            if getattr(tuner, "disable_adapters", False) and getattr(tuner, "merged", False):
+                # As PEFT does itself, but in the next forward pass: by then the namespace was chosen.
+                tuner.unmerge()
+        # 2. The state again: unmerging wrote weights.
+        state, adapters = self._state.read(), self._adapter_state()
+        key = (state.settings, state.replaced, adapters, contents_checksum(self._tuners))
+        if state.tensors != self._known_tensors:
+            self._known.clear()
+            self._known_tensors = state.tensors
+            self._storages = [tensor.untyped_storage() for tensor in self._all_tensors()]
+        # 3. Adapters share the base's weights: switching between them must not read those again.
+        #    Merging writes through `.data`, which no version counts: what is merged is part of the state.
+        merged = tuple(tuner.merged for tuner in adapters)
+        base_state = (merged, tuple((t.data_ptr(), version(t)) for _, t in self._base_tensors()))
+        if base_state != self._weights_state:
+            self._weights = digest_tensors(self._base_tensors())
+            self._weights_state = base_state
+            self._known.clear()
+        # 4. Settings and hooks.
+        replacements = self._state.named_replacements()
+        behaviour = [
+            self._weights,
+            self._state.named_settings(),
+            [(name, id(function), self._nonce) for name, function in replacements],
+        ]
+        digests = Digests(_digest_json(behaviour), adapter_digest(self._tuners))
+        self._known[key] = digests, [function for _, function in replacements]
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
         return digests
 
-    def _adapter_state(self) -> tuple[_TunerState, ...]:
-        return tuple(_tuner_state(tuner) for _, tuner in self._tuners)
+    def _adapter_state(self) -> tuple[TunerState, ...]:
+        return tuple([tuner_state(tuner) for _, tuner in self._tuners])
+
+    def _all_tensors(self) -> Iterator[Tensor]:
+        return chain(self._facts.model.parameters(), self._facts.model.buffers())
 
     def _base_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights without adapters, under the names they have in the model without any."""
-        adapters = {id(t) for _, tuner in self._tuners for _, t in _adapter_tensors(tuner, None)}
+        adapters = {id(t) for _, tuner in self._tuners for _, t in adapter_tensors(tuner, None)}
         model = self._facts.model
         # Buffers that no state dict has count too: `.to(bfloat16)` rounds RoPE's frequencies, loading does not.
         named = (model.named_parameters, model.named_buffers)
         for name, tensor in chain.from_iterable(tensors(remove_duplicate=False) for tensors in named):
-            if id(tensor) not in adapters:
+            if id(tensor) not in adapters and not self._is_rewritten(name):
                 yield name.replace(".base_layer.", "."), tensor
 
-    def _adapter_digest(self) -> str:
-        parts: list[tuple[str, Tensor]] = []
-        said: list[object] = []
-        for name, tuner in self._tuners:
-            active, disabled, _, scaling = _tuner_state(tuner)
-            if disabled or not active:
-                continue
-            said.append([name, type(tuner).__name__, active, [s for s in scaling if s[0] in active]])
-            for adapter in active:
-                parts += [(f"{name}.{part}", t) for part, t in _adapter_tensors(tuner, adapter)]
-        if not said:
-            return ""
-        header = hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
-        return hashlib.sha256((header + _digest_tensors(iter(parts))).encode()).hexdigest()
+    def _is_rewritten(self, name: str) -> bool:
+        """Whether a buffer holds frequencies that its module computes anew at every pass."""
+        module, _, buffer = name.rpartition(".")
+        return (
+            buffer.endswith("inv_freq")
+            and "original" not in buffer
+            and depends_on_length(self._facts.model.get_submodule(module))
+        )
+
+    def _check_config(self) -> None:
+        entries = _config_entries(self._facts.config)
+        if entries != self._config_entries:
+            changed = sorted(
+                name
+                for name in entries.keys() | self._config_entries.keys()
+                if entries.get(name) != self._config_entries.get(name)
+            )
+            raise InputError(
+                f"the model's config changed after it was wrapped ({', '.join(changed)}); wrap the model again"
+            )
 
 
-def _tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """PEFT's layers, by what they all have, so that peft itself need not be installed."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if hasattr(module, "active_adapters") and _containers(module)
-    ]
+def _config_entries(config: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in _VOLATILE and not name.endswith("_token_id")
+    }
 
 
-def _containers(tuner: Any) -> tuple[str, ...]:
-    """Attributes in which a PEFT layer keeps tensors by adapter name."""
-    saved = ("modules_to_save",) if hasattr(tuner, "modules_to_save") else ()
-    return tuple(getattr(tuner, "adapter_layer_names", ())) or saved
-
-
-def _tuner_state(tuner: Any) -> _TunerState:
-    """Active adapters in order, whether all are off, which are merged into the weights, and scalings."""
-    scaling = getattr(tuner, "scaling", None) or {}
-    return (
-        tuple(tuner.active_adapters),
-        bool(getattr(tuner, "disable_adapters", False)),
-        tuple(getattr(tuner, "merged_adapters", ())),
-        tuple(sorted((name, float(value)) for name, value in scaling.items())),
-    )
-
-
-def _adapter_tensors(tuner: Any, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of one adapter in one layer, or of all adapters."""
-    for container_name in _containers(tuner):
-        container = getattr(tuner, container_name)
-        if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)):
-            continue
-        for name, part in container.items():
-            if adapter is not None and name != adapter:
-                continue
-            if isinstance(part, Tensor):
-                yield container_name, part
-            else:
-                for inner, tensor in part.state_dict(keep_vars=True).items():
-                    yield f"{container_name}.{inner}", tensor
-
-
-def _weights_state(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """`(data_ptr, _version)` of every parameter and buffer.
-
-    Compared at every step, so by hand: `Module.parameters()` takes five times as long.
-    """
-    modules: list[nn.Module | None] = [model]
-    tensors: list[Tensor | None] = []
-    for module in modules:
-        if module is not None:
-            tensors += module._parameters.values()
-            tensors += module._buffers.values()
-            modules += module._modules.values()
-    return tuple([(tensor.data_ptr(), _version(tensor)) for tensor in tensors if tensor is not None])
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _config_digest(config: Any) -> str:
-    entries = {name: value for name, value in config.to_dict().items() if name not in _VOLATILE}
-    return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _digest_tensors(tensors: Iterator[tuple[str, Tensor]]) -> str:
-    """sha256 over names, dtypes, shapes and bytes; hashlib lets go of the GIL, so threads help."""
-    with ThreadPoolExecutor(max_workers=4) as threads:
-        parts = sorted(threads.map(_digest_tensor, tensors))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _digest_tensor(named: tuple[str, Tensor]) -> str:
-    name, tensor = named
-    flat = tensor.detach().contiguous().flatten().cpu()
-    content = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest() if flat.numel() else ""
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}"
+def _digest_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -58,19 +58,23 @@ class ModelRunner:
             fp32 logits `[len(last_rows), vocabulary]`.
 
         Raises:
-            InputError: the model has been put into training mode, or its dtype or device changed.
+            InputError: the model has been put into training mode.
+            UnsupportedModel: a layer's forward was replaced since the model was wrapped.
         """
         if self.facts.model.training:
             raise InputError("the model is in training mode; call model.eval() first")
         device = self.facts.device
+        attention = PoolAttention(self._pool, step)
         with self._lock:
-            return self._logits(
+            logits = self._logits(
                 torch.tensor(tokens, device=device),
                 # The caller's positions are the step's own: no second copy to the device.
                 step.positions,
-                PoolAttention(self._pool, step),
+                attention,
                 torch.tensor(last_rows, device=device),
             )
+        attention.check_reached()
+        return logits
 
     def forward_lanes(self, lanes: DecodeLanes, launch: LaunchPlan) -> Tensor:
         """As `forward`, for a step whose inputs stand in lanes on the device: fp32 logits `[lanes, vocabulary]`.

@@ -150,4 +150,3 @@ def _rebound(forward: Any, double: _Double) -> Any:
     if isinstance(forward, MethodType) and forward.__self__ is double.original:
         return MethodType(forward.__func__, double.module)
     return forward
-

@@ -26,6 +26,15 @@ class TrafficWatch:
         self.recorder = recorder_from_environment(chunk_tokens, source)
         self.what_if = WhatIf()
 
+    @classmethod
+    def unrecorded(cls, chunk_tokens: int) -> TrafficWatch:
+        """One that keeps no log, whatever the environment asks for."""
+        watch = cls.__new__(cls)
+        watch._chunk_tokens = chunk_tokens
+        watch.recorder = None
+        watch.what_if = WhatIf()
+        return watch
+
     def completed(self, completion: Completion, path: Sequence[Node]) -> None:
         """The engine is through with a request whose whole chunks, computed ones included, are `path`."""
         request = completion.request

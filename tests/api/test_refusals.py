@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -114,9 +115,11 @@ def test_layers_of_a_served_family(case: str, monkeypatch: pytest.MonkeyPatch) -
     model = hf.AutoModelForCausalLM.from_config(config()).eval()
     if "something new" in case:
         attention = model.model.layers[0].self_attn
-        plain = attention.forward
+        plain = type(attention).forward
         monkeypatch.setattr(
-            attention, "forward", lambda *args, **keywords: plain(*args, **keywords, novelty=3)
+            attention,
+            "forward",
+            MethodType(lambda *args, **words: plain(*args, **words, novelty=3), attention),
         )
     with pytest.raises(UnsupportedModel, match=says):
         PrefixCachedModel(model, memory="1MiB")
