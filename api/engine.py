@@ -486,7 +486,7 @@ class Engine:
         try:
             if kv is not None and reason == "prefilled":
                 kv.hand_over(self._holders, completion.thread)
-                completion.kv = kv
+                completion.hand_over(kv, self._orphans.append)
             elif kv is not None:
                 kv.close(poisoned=poisoned)
         except Exception as failure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -75,7 +75,9 @@ class Completion:
         """`length`, `stop`, `prefilled`, `cancelled` or `error`; None while it runs."""
         self.error: Exception | None = None
         self.kv: SequenceKV | None = None
-        """The prompt's KV after a `prefill_only` request; whoever asked closes it."""
+        """The prompt's KV after a `prefill_only` request. Whoever takes it over sets this to None and closes it; it
+        is closed with the completion otherwise, at the engine's next step."""
+        self._orphaned: Callable[[SequenceKV], object] | None = None
         self.preemptions = 0
         self.submitted_at = submitted_at
         self.thread = get_ident()
@@ -87,6 +89,16 @@ class Completion:
     def cancel(self) -> None:
         """Asks for an end at the next step; what was computed until then stays cached."""
         self.cancelled = True
+
+    def hand_over(self, kv: SequenceKV, orphaned: Callable[[SequenceKV], object]) -> None:
+        """Has the prompt's KV from now on; `orphaned` is told of it if nobody takes it over."""
+        self._orphaned = orphaned
+        self.kv = kv
+
+    def __del__(self) -> None:
+        # An interrupt between `submit` and whatever keeps its result leaves nobody to close it.
+        if self.kv is not None and self._orphaned is not None:
+            self._orphaned(self.kv)
 
     @property
     def done(self) -> bool:
