@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,12 +18,13 @@ from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
 from kvtrie.api.store_tier import StoreTier
-from tests.api.balance import CHUNK, assert_balanced, assert_same, wrapped
+from tests.api.balance import CHUNK, assert_balanced, assert_same, chunk_bytes, wrapped
 from tests.api.lower_tiers import KeptStore, small_model
 from tests.api.models import prompts
 
 ROWS = [*prompts([3 * CHUNK + 3, 3 * CHUNK + 9, 20], shared=2 * CHUNK), *prompts([4 * CHUNK], seed=2)]
 NEW = CHUNK + 3
+PACKAGE = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,11 @@ class Interrupts:
             self.raised += 1
             raise self._error
 
-    def serve(self, cached: PrefixCachedModel, rows: list[list[int]] = ROWS) -> list[Completion]:
+    def serve(
+        self, cached: PrefixCachedModel, rows: list[list[int]] = ROWS, new: int = NEW
+    ) -> list[Completion]:
         """Serves the rows, calling `run` again after each interrupt."""
-        completions = [cached.submit(row, max_new_tokens=NEW, eos=()) for row in rows]
+        completions = [cached.submit(row, max_new_tokens=new, eos=()) for row in rows]
         while not all(completion.done for completion in completions):
             try:
                 self._is_inside = True
@@ -115,6 +120,55 @@ def test_an_alarm_s_exception_is_not_taken_for_the_model_s(model: PreTrainedMode
     finally:
         hook.remove()
     assert interrupts.raised >= NEW // 3
+
+
+class AtLine:
+    """A trace function that sends SIGALRM before the n-th line of this package's own code."""
+
+    def __init__(self, line: int) -> None:
+        self._line = line
+        self.lines = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> AtLine | None:
+        if event == "call":
+            return self if frame.f_code.co_filename.startswith(PACKAGE) else None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self._line:
+                signal.raise_signal(signal.SIGALRM)
+        return self
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_interrupt_at_any_line(model: PreTrainedModel, seed: int) -> None:
+    interrupts, chance = Interrupts(KeyboardInterrupt), random.Random(seed)
+    signal.signal(signal.SIGALRM, interrupts)
+
+    def serve(line: int) -> AtLine:
+        """Serves two requests that share a prefix, new to the cache, in a pool that holds hardly more than one."""
+        trace = AtLine(line)
+        rows = prompts([2 * CHUNK + 3, 2 * CHUNK + 5], shared=2 * CHUNK, seed=line)
+        sys.settrace(trace)
+        try:
+            served = interrupts.serve(cached, rows, CHUNK)
+        finally:
+            sys.settrace(None)
+        for completion in served:
+            assert_same(model, completion)
+        assert_balanced(cached)
+        return trace
+
+    with PrefixCachedModel(
+        model,
+        memory=6 * chunk_bytes(model),
+        chunk_tokens=CHUNK,
+        store=StoreTier(KeptStore()),
+        engine=EngineConfig(step_tokens=20),
+    ) as cached:
+        lines = serve(-1).lines
+        for _ in range(60):
+            serve(chance.randrange(lines))
+    assert interrupts.raised > 50
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
