@@ -1,4 +1,4 @@
-"""Signals that come during bookkeeping are handled after it, in the main thread, by the handlers that were there."""
+"""Signals that come during bookkeeping are handled after it, by the handlers that were there."""
 
 from __future__ import annotations
 
@@ -29,9 +29,14 @@ def hit(signum: int = signal.SIGINT) -> None:
 
 def test_an_interrupt_comes_at_the_end() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), HeldInterrupts():
-        hit()
-        reached.append("the end")
+
+    def block() -> None:
+        with HeldInterrupts():
+            hit()
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert reached == ["the end"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -44,31 +49,47 @@ def test_none_comes_where_none_was_sent() -> None:
 
 
 def test_an_error_in_the_block_is_the_interrupt_s_context() -> None:
-    with pytest.raises(KeyboardInterrupt) as caught, HeldInterrupts():
-        hit()
-        raise ZeroDivisionError
+    def block() -> None:
+        with HeldInterrupts():
+            hit()
+            raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        block()
     assert isinstance(caught.value.__context__, ZeroDivisionError)
 
 
 def test_lifted_lets_what_was_due_through_at_once() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), HeldInterrupts() as held:
-        hit()
-        reached.append("before")
-        with held.lifted():
-            reached.append("inside")
+    held = HeldInterrupts()
+
+    def block() -> None:
+        with held:
+            hit()
+            reached.append("before")
+            with held.lifted():
+                reached.append("inside")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert reached == ["before"]
     assert isinstance(held.raised, KeyboardInterrupt)
 
 
 def test_lifted_lets_what_comes_through() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), HeldInterrupts() as held:
-        with held.lifted():
-            reached.append("inside")
-            hit()
-            reached.append("after the signal")
-        reached.append("after")
+    held = HeldInterrupts()
+
+    def block() -> None:
+        with held:
+            with held.lifted():
+                reached.append("inside")
+                hit()
+                reached.append("after the signal")
+            reached.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert reached == ["inside"]
     assert isinstance(held.raised, KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -76,23 +97,34 @@ def test_lifted_lets_what_comes_through() -> None:
 
 def test_it_holds_again_after_lifted() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), HeldInterrupts() as held:
-        with held.lifted():
-            pass
-        hit()
-        reached.append("the end")
+    held = HeldInterrupts()
+
+    def block() -> None:
+        with held:
+            with held.lifted():
+                pass
+            hit()
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert reached == ["the end"]
 
 
 def test_inside_another_one_the_outer_one_holds() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt), HeldInterrupts():
-        with HeldInterrupts() as inner:
-            hit()
-            reached.append("inner")
-            with inner.lifted():
-                reached.append("lifted")
-        reached.append("outer")
+
+    def block() -> None:
+        with HeldInterrupts():
+            with HeldInterrupts() as inner:
+                hit()
+                reached.append("inner")
+                with inner.lifted():
+                    reached.append("lifted")
+            reached.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert reached == ["inner", "lifted", "outer"]
 
 
@@ -105,10 +137,15 @@ def test_every_handler_runs_and_each_once() -> None:
 
     for signum in (signal.SIGALRM, signal.SIGUSR1):
         signal.signal(signum, raising)
-    with pytest.raises(TimeoutError) as caught, HeldInterrupts():
-        hit(signal.SIGALRM)
-        hit(signal.SIGUSR1)
-        hit(signal.SIGALRM)
+
+    def block() -> None:
+        with HeldInterrupts():
+            hit(signal.SIGALRM)
+            hit(signal.SIGUSR1)
+            hit(signal.SIGALRM)
+
+    with pytest.raises(TimeoutError) as caught:
+        block()
     assert sorted(calls) == [signal.SIGUSR1, signal.SIGALRM]
     assert isinstance(caught.value.__context__, TimeoutError), "the first one is not lost"
     for signum in (signal.SIGALRM, signal.SIGUSR1):
