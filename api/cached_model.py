@@ -297,7 +297,12 @@ class PrefixCachedModel:
             self._memory.tree.unpin(pin)
 
     def refresh(self) -> None:
-        """Digests the weights again: needed after writes through `.data`, which leave no trace."""
+        """Digests the model again: needed after changes that leave no trace.
+
+        These are writes through a tensor's `.data`, changed attributes of modules that are no floats, and changes
+        of what a hook remembers. All else is noticed: weights written in place or replaced, modules, adapters
+        (PEFT's hot swap too), scalings, epsilons, hooks, and a replaced `forward`.
+        """
         with self.engine.lock:
             self._identity.refresh()
 

@@ -105,10 +105,11 @@ def cache_argument(model: Any) -> str:
     Raises:
         UnsupportedModel: under none that kvtrie knows.
     """
-    parameters = inspect.signature(model.forward).parameters
-    for name in CACHE_ARGUMENTS:
-        if name in parameters:
-            return name
+    for kind in type(model).__mro__:
+        parameters = inspect.signature(vars(kind)["forward"]).parameters if "forward" in vars(kind) else {}
+        for name in CACHE_ARGUMENTS:
+            if name in parameters:
+                return name
     raise UnsupportedModel(
         f"{type(model).__name__}.forward of transformers {transformers.__version__} takes none of "
         f"{', '.join(CACHE_ARGUMENTS)}: its generate() cannot run on kvtrie's cache"

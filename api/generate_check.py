@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.generate_arguments import refuse_unservable
-from kvtrie.api.hf_cache import WAY_OUT
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.model_view import WAY_OUT
 from kvtrie.api.scopes import Scopes
 from kvtrie.api.trace.watch import TrafficWatch
 from kvtrie.prefix_tree import ChunkShape

@@ -20,15 +20,12 @@ from transformers.cache_utils import Cache
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.layer_attention import KEYWORD, PoolAttention
 from kvtrie.api.model_identity import ModelIdentity
-from kvtrie.api.model_view import PassRunner
+from kvtrie.api.model_view import WAY_OUT, PassRunner
 from kvtrie.api.request import Completion
 from kvtrie.api.sequence_kv import SequenceKV
 from kvtrie.api.tree_handle import TreeHandle
 from kvtrie.chunk_kernels import prepare_step
 from kvtrie.prefix_tree.errors import LibraryChanged, ModelOutputError, PoolExhausted
-
-WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
-"""What to do where an installed library is not the one that kvtrie was written against."""
 
 
 class PoolCache(Cache, PassRunner):  # type: ignore[misc]

@@ -16,10 +16,11 @@ from kvtrie.api.generate_arguments import (
     prompts_of,
     refuse_unservable,
 )
-from kvtrie.api.hf_cache import WAY_OUT, PoolCache
+from kvtrie.api.hf_cache import PoolCache
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.model_facts import ModelFacts
 from kvtrie.api.model_identity import ModelIdentity
+from kvtrie.api.model_view import WAY_OUT
 from kvtrie.api.request import Completion, Request
 from kvtrie.api.tree_handle import TreeHandle
 from kvtrie.prefix_tree import Root
@@ -74,8 +75,15 @@ class HuggingFaceLoop:
                 waiting.append(self._engine.submit(request))
             self._engine.wait(waiting)
             cache.take_over(waiting)
-            output = self._facts.view.root.generate(
-                inputs, generation_config=generation_config, **{cache_argument(base): cache}, **arguments
+            view = self._facts.view
+            view.sync()
+            # The class's own: the caller may have put ours in the model's place.
+            output = type(view.root).generate(
+                view.root,
+                inputs,
+                generation_config=generation_config,
+                **{cache_argument(base): cache},
+                **arguments,
             )
             if not cache.passes:
                 raise LibraryChanged(

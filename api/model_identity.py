@@ -8,6 +8,7 @@ Digesting reads every byte of the weights, so it is done once. Every call and ev
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import uuid
@@ -81,6 +82,7 @@ class ModelIdentity:
         self._chunk_tokens = chunk_tokens
         self._fidelity = FIDELITIES[kv_format]
         self._layout = facts.layout()
+        self._config_as_wrapped = copy.deepcopy(facts.config.__dict__)
         self._config_entries = _config_entries(facts.config)
         self._config = _digest_json(self._config_entries)
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
@@ -201,6 +203,8 @@ class ModelIdentity:
         )
 
     def _check_config(self) -> None:
+        if self._facts.config.__dict__ == self._config_as_wrapped:
+            return
         entries = _config_entries(self._facts.config)
         if entries != self._config_entries:
             changed = sorted(

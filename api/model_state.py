@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -31,48 +33,37 @@ class ModelState(NamedTuple):
 
 
 class StateReader:
-    """Reads one model's state, in one walk over its modules: `Module.parameters()` takes five times as long."""
+    """Reads one model's state at every step, so over lists made once: a walk takes several times as long."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._watched: dict[int, tuple[str, ...]] = {}
-        """By module id: attributes to compare."""
+        self._parts: _Parts | None = None
 
     def forget(self) -> None:
-        """Looks for watched attributes anew: modules were added or replaced."""
-        self._watched.clear()
+        """Looks for the model's parts anew."""
+        self._parts = None
 
     def read(self) -> ModelState:
         """The state now."""
-        modules: list[nn.Module | None] = [self._model]
-        tensors: list[Tensor | None] = []
-        settings: list[object] = []
+        parts = self._parts
+        if parts is None or not parts.are_all():
+            parts = self._parts = _Parts.of(self._model)
+        tensors = [
+            tensor for tensor in chain.from_iterable(map(dict.values, parts.tensors)) if tensor is not None
+        ]
+        tensors += parts.originals
+        try:
+            states = tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        except RuntimeError:
+            states = tuple([(tensor.data_ptr(), version(tensor)) for tensor in tensors])
         replaced: list[int] = []
-        watched = self._watched
-        for module in modules:
-            if module is None:
-                continue
-            own = module.__dict__
-            tensors += own["_parameters"].values()
-            modules += own["_modules"].values()
-            names = watched.get(id(module))
-            if names is None:
-                names = watched[id(module)] = _watched_attributes(module)
-            if "rope_type" in own and depends_on_length(module):
-                # The module rewrites its frequencies at every pass; it computes them from these, which stay.
-                tensors += [buffer for name, buffer in own["_buffers"].items() if "original" in name]
-                continue
-            tensors += own["_buffers"].values()
-            settings += [own.get(name) for name in names]
-            if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        if any(parts.hooks) or any("forward" in own for own in parts.attributes):
+            for module in parts.modules:
                 functions = [id(function) for _, function in _replacements(module)]
                 if functions:
                     replaced += [id(module), *functions]
-        return ModelState(
-            tuple([(tensor.data_ptr(), version(tensor)) for tensor in tensors if tensor is not None]),
-            tuple(settings),
-            tuple(replaced),
-        )
+        settings = tuple([own.get(name) for own, name in parts.watched])
+        return ModelState(states, settings, tuple(replaced))
 
     def named_settings(self) -> list[tuple[str, str, object]]:
         """Module, attribute and value of all that is watched, for a digest."""
@@ -90,6 +81,62 @@ class StateReader:
             for name, module in self._model.named_modules()
             for kind, function in _replacements(module)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The dicts in which a model's modules keep what its state is made of. They live as long as the modules."""
+
+    modules: list[nn.Module]
+    attributes: list[dict[str, Any]]
+    """Of each module."""
+    children: list[dict[str, nn.Module | None]]
+    """Submodules of each module."""
+    found: list[nn.Module | None]
+    """All submodules when the lists were made."""
+    counts: list[int]
+    """How many each module had then."""
+    tensors: list[dict[str, Tensor | None]]
+    """Parameters and buffers."""
+    originals: list[Tensor]
+    """Buffers from which modules compute frequencies at every pass; the results are not compared."""
+    hooks: list[dict[int, Any]]
+    watched: list[tuple[dict[str, Any], str]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Parts:
+        modules = list(model.modules())
+        rewriting = {id(module) for module in modules if depends_on_length(module)}
+        plain = [module for module in modules if id(module) not in rewriting]
+        children = [module._modules for module in modules]
+        return cls(
+            modules=modules,
+            attributes=[module.__dict__ for module in modules],
+            children=children,
+            found=list(chain.from_iterable(map(dict.values, children))),
+            counts=list(map(len, children)),
+            tensors=[
+                *(cast("dict[str, Tensor | None]", module._parameters) for module in modules),
+                *(module._buffers for module in plain),
+            ],
+            originals=[
+                buffer
+                for module in modules
+                if id(module) in rewriting
+                for name, buffer in module._buffers.items()
+                if "original" in name and buffer is not None
+            ],
+            hooks=[*(m._forward_pre_hooks for m in modules), *(m._forward_hooks for m in modules)],
+            watched=[(module.__dict__, name) for module in plain for name in _watched_attributes(module)],
+        )
+
+    def are_all(self) -> bool:
+        """Whether no submodule was added, removed or replaced since."""
+        children = self.children
+        return (
+            list(chain.from_iterable(map(dict.values, children))) == self.found
+            and list(map(len, children)) == self.counts
+        )
 
 
 def version(tensor: Tensor) -> int:

@@ -23,10 +23,16 @@ from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any
 
+import transformers
 from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig
 
-from kvtrie.api.layer_attention import NAME, layer_attention
+from kvtrie.api.layer_attention import KEYWORD, NAME, layer_attention
 from kvtrie.api.rope import depends_on_length
+from kvtrie.prefix_tree.errors import LibraryChanged
+
+WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
+"""What to do where an installed library is not the one that kvtrie was written against."""
 
 
 class PassRunner:
@@ -53,8 +59,6 @@ class ModelView:
     """The view of one model. `root` is called as the model is; it takes over what changed in the model first."""
 
     def __init__(self, model: nn.Module) -> None:
-        from transformers import AttentionInterface
-
         AttentionInterface.register(NAME, layer_attention)
         self.model = model
         self._doubles: list[_Double] = []
@@ -88,9 +92,13 @@ class ModelView:
         self._doubles = []
         memo: dict[int, Any] = {}
         root = self._double(self.model, memo)
-        config = root.config
-        text = config.get_text_config(decoder=True)
-        # The public setter validates and logs; this is the field that every layer reads.
+        text = root.config.get_text_config(decoder=True)
+        for double in self._doubles:
+            for value in double.own.values():
+                # A layer of another model may have been put into this one: it brings a config of its own.
+                if type(value) is type(text):
+                    # The public setter validates and logs; this is the field that every layer reads.
+                    value._attn_implementation_internal = NAME
         text._attn_implementation_internal = NAME
         double = self._doubles[-1]
         forward = MethodType(type(root).forward, root)
@@ -109,14 +117,17 @@ class ModelView:
             # Found by what it is: transformers has renamed the argument before.
             if isinstance(value, PassRunner):
                 return value.run_pass(forward, args, kwargs)
+        if KEYWORD not in kwargs:
+            raise LibraryChanged(
+                f"generate() of transformers {transformers.__version__} ran a pass without the cache that kvtrie "
+                f"gave it. {WAY_OUT}"
+            )
         return forward(*args, **kwargs)
 
     def _double(self, module: nn.Module, memo: dict[int, Any]) -> Any:
         """The module's double, or the module itself where neither it nor one below it reads a config."""
         if id(module) in memo:
             return memo[id(module)]
-        from transformers import PreTrainedConfig
-
         if depends_on_length(module):
             # Its frequencies change with the longest position of each pass: passes of the model's owner must not
             # meet ours. Copied whole, and never synced.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,6 +240,168 @@ def test_an_adapter_switched_in_mid_request(model: PreTrainedModel) -> None:
         assert ask(cached) == MISS
         whole.set_adapter("one")
         assert ask(cached) == HIT
+
+
+def test_peft_s_hot_swap(model: PreTrainedModel, tmp_path: Path) -> None:
+    """It writes through `.data`, keeps every address, and is no write of the user's own."""
+    from peft.utils.hotswap import hotswap_adapter
+
+    whole = peft.get_peft_model(model, lora(), "one").eval()
+    other = peft.get_peft_model(tiny_model("llama-gqa", seed=1), lora(), "one")
+    first, second = tmp_path / "first", tmp_path / "second"
+    whole.save_pretrained(first)
+    other.save_pretrained(second)
+    with wrapped(whole) as cached:
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        begun = cached.submit(ROW, max_new_tokens=4, eos=())
+        cached.engine.step()
+        hotswap_adapter(whole, str(second / "one"), "one")
+        cached.engine.run()
+        assert "changed while" in str(begun.error)
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        hotswap_adapter(whole, str(first / "one"), "one")
+        assert ask(cached) == HIT
+
+
+def test_trainable_tokens_beside_lora(model: PreTrainedModel) -> None:
+    """One of its tensors is an attribute of an attribute, and which tokens it is for is no tensor at all."""
+    whole = peft.get_peft_model(model, lora(trainable_token_indices=[ROW[0], ROW[5]]), "one").eval()
+    with wrapped(whole) as cached:
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        (layer,) = (m for m in whole.modules() if hasattr(m, "trainable_tokens_delta"))
+        with torch.no_grad():
+            layer.trainable_tokens_delta["one"].add_(0.5)
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+        layer.token_indices["one"] = [ROW[1], ROW[5]]
+        cached.refresh()
+        assert [ask(cached), ask(cached)] == [MISS, HIT]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["before wrapping", "after wrapping"])
+def test_an_adapter_that_tokens_of_the_prompt_activate(model: PreTrainedModel, later: bool) -> None:
+    whole = peft.get_peft_model(model, lora(), "plain").eval()
+    activated = lora(alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM")
+    says = r"PEFT adapter 'activated' .* activated by tokens of the prompt"
+    if not later:
+        whole.add_adapter("activated", activated)
+        with pytest.raises(UnsupportedModel, match=says):
+            PrefixCachedModel(whole.eval(), memory="1MiB")
+        return
+    with wrapped(whole) as cached:
+        assert ask(cached) == MISS
+        whole.add_adapter("activated", activated)
+        with pytest.raises(UnsupportedModel, match=says):
+            cached.submit(ROW)
+        whole.delete_adapter("activated")
+        whole.eval()
+        assert ask(cached) == HIT
+
+
+def test_adapters_that_peft_computes_outside_the_layers(model: PreTrainedModel) -> None:
+    config = peft.PolyConfig(target_modules=["q_proj"], r=2, task_type="CAUSAL_LM")
+    with pytest.raises(UnsupportedModel, match=r"PolyModel has a generate\(\) of its own"):
+        PrefixCachedModel(peft.get_peft_model(model, config).eval(), memory="1MiB")
+
+
+def test_adapters_that_were_unloaded_are_let_go_of(model: PreTrainedModel) -> None:
+    whole = peft.get_peft_model(model, lora(), "base")
+    seen: list[weakref.ref[torch.Tensor]] = []
+    with wrapped(whole.eval(), chunks=200) as cached:
+        for cycle in range(6):
+            whole.add_adapter(f"a{cycle}", lora())
+            whole.set_adapter(f"a{cycle}")
+            whole.eval()
+            assert ask(cached) == MISS
+            seen.append(weakref.ref(layers(whole)[0].lora_A[f"a{cycle}"].weight.untyped_storage()))
+            whole.delete_adapter(f"a{cycle}")
+            whole.set_adapter("base")
+            ask(cached)
+        gc.collect()
+        assert not any(ref() is not None for ref in seen)
+        assert len(cached._identity._known) <= 2
+        assert len(cached._identity._storages) == len([*model.parameters(), *model.buffers()])
+
+
+STEERING = torch.randn(64, generator=torch.Generator().manual_seed(3)) * 4
+
+
+def steer(model: PreTrainedModel) -> Callable[[], None]:
+    hook = model.model.layers[0].register_forward_hook(lambda module, inputs, output: output + STEERING)
+    return hook.remove
+
+
+def steer_before(model: PreTrainedModel) -> Callable[[], None]:
+    hook = model.model.layers[1].register_forward_pre_hook(
+        lambda module, inputs: (inputs[0] + STEERING, *inputs[1:])
+    )
+    return hook.remove
+
+
+def replace_forward(model: PreTrainedModel) -> Callable[[], None]:
+    mlp = model.model.layers[0].mlp
+    plain = mlp.forward
+    mlp.forward = lambda hidden: plain(hidden) * 0.2
+    return lambda: delattr(mlp, "forward")
+
+
+def scale_attention(model: PreTrainedModel) -> Callable[[], None]:
+    attention = model.model.layers[0].self_attn
+    before = attention.scaling
+    attention.scaling = 3 * before
+    return lambda: setattr(attention, "scaling", before)
+
+
+def widen_epsilon(model: PreTrainedModel) -> Callable[[], None]:
+    norm = model.model.layers[0].input_layernorm
+    before = norm.variance_epsilon
+    norm.variance_epsilon = 0.5
+    return lambda: setattr(norm, "variance_epsilon", before)
+
+
+CHANGES = [steer, steer_before, replace_forward, scale_attention, widen_epsilon]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_that_no_tensor_knows_of(
+    cached: PrefixCachedModel, model: PreTrainedModel, change: Callable[[Any], Callable[[], None]]
+) -> None:
+    with torch.no_grad():
+        plain = model(torch.tensor([ROW])).logits
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    undo = change(model)
+    with torch.no_grad():
+        assert (model(torch.tensor([ROW])).logits - plain).abs().max() > 0.01, "`ask` would see it"
+    assert [ask(cached), ask(cached)] == [MISS, HIT]
+    undo()
+    assert ask(cached) == HIT
+    undo = change(model)
+    begun = cached.submit(ROW, max_new_tokens=4, eos=())
+    cached.engine.step()
+    undo()
+    cached.engine.run()
+    assert "changed while" in str(begun.error)
+    assert ask(cached) == HIT
+
+
+def test_kv_under_hooks_is_shared_with_no_other_process(model: PreTrainedModel) -> None:
+    """What a hook does cannot be digested: another process may have another one."""
+    undo = steer(model)
+    with wrapped(model) as one, wrapped(model) as other:
+        assert one._identity.digests() != other._identity.digests()
+        before = one._identity.digests()
+        one.refresh()
+        assert one._identity.digests() != before, "a hook's own memory may have changed"
+        undo()
+        assert one._identity.digests() == other._identity.digests()
+
+
+def test_a_call_that_asks_for_hidden_states_changes_nothing(
+    cached: PrefixCachedModel, model: PreTrainedModel
+) -> None:
+    """Transformers installs hooks for it that stay; they only read."""
+    assert ask(cached) == MISS
+    model(torch.tensor([ROW]), output_hidden_states=True)
+    assert ask(cached) == HIT
 
 
 def test_prompt_learning_added_later_stays_outside(cached: PrefixCachedModel, model: PreTrainedModel) -> None:
