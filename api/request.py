@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -74,10 +74,8 @@ class Completion:
         self.finish_reason: str | None = None
         """`length`, `stop`, `prefilled`, `cancelled` or `error`; None while it runs."""
         self.error: Exception | None = None
-        self.kv: SequenceKV | None = None
-        """The prompt's KV after a `prefill_only` request. Whoever takes it over sets this to None and closes it; it
-        is closed with the completion otherwise, at the engine's next step."""
-        self._orphaned: Callable[[SequenceKV], object] | None = None
+        self.lent: list[SequenceKV] = []
+        """`kv`, in a list which the engine keeps too: so it can close what a lost completion still had."""
         self.preemptions = 0
         self.submitted_at = submitted_at
         self.thread = get_ident()
@@ -90,15 +88,18 @@ class Completion:
         """Asks for an end at the next step; what was computed until then stays cached."""
         self.cancelled = True
 
-    def hand_over(self, kv: SequenceKV, orphaned: Callable[[SequenceKV], object]) -> None:
-        """Has the prompt's KV from now on; `orphaned` is told of it if nobody takes it over."""
-        self._orphaned = orphaned
-        self.kv = kv
+    @property
+    def kv(self) -> SequenceKV | None:
+        """The prompt's KV after a `prefill_only` request, until it is set to None.
 
-    def __del__(self) -> None:
-        # An interrupt between `submit` and whatever keeps its result leaves nobody to close it.
-        if self.kv is not None and self._orphaned is not None:
-            self._orphaned(self.kv)
+        Whoever asked takes it over and closes it. What a completion still has when it is gone, the engine closes.
+        """
+        return self.lent[0] if self.lent else None
+
+    @kv.setter
+    def kv(self, kv: SequenceKV | None) -> None:
+        # One assignment to the same list: an interrupt finds the old or the new, never neither.
+        self.lent[:] = [] if kv is None else [kv]
 
     @property
     def done(self) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvtrie.api.held_interrupts import HeldInterrupts
 from kvtrie.api.kv_memory import DEVICE, KvMemory, device_slot
 from kvtrie.chunk_kernels import StepSequence
 from kvtrie.prefix_tree import Claim, Lease, Match, Node, Root
@@ -252,12 +253,12 @@ class SequenceKV:
 
         Each part is done even if another one raises. A second call does nothing.
         """
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self.is_dirty |= poisoned
-        private, self.slots, self._path = self._private, [], []
-        with ExitStack() as parts:
+        with HeldInterrupts(), ExitStack() as parts:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self.is_dirty |= poisoned
+            private, self.slots, self._path = self._private, [], []
             # Last one first.
             if self._holders is not None:
                 parts.callback(self._holders.remove, self)
