@@ -106,7 +106,8 @@ class ChunkRecords:
         `chain` has (key, path digest, tokens) of each chunk. An outage or a bad record ends the prefix.
         """
         try:
-            found = self.tier.load(root.namespace, [key for key, _, _ in chain])
+            # A list of it here: what a tier yields may raise, too.
+            found = list(self.tier.load(root.namespace, [key for key, _, _ in chain]))
         except StoreError as error:
             self._counters["lower_outages"] += 1
             _LOG.warning("lower tier not available, recomputing: %s", error)
@@ -134,6 +135,13 @@ class ChunkRecords:
             except RecordError as error:
                 self._counters[f"records_rejected.{error.reason}"] += 1
                 _LOG.warning("record %s not used: %s", key.hex(), error)
+                break
+            # A defect of the tier, too: it gave what is not bytes.
+            except Exception:
+                self._counters["lower_outages"] += 1
+                _LOG.exception(
+                    "lower tier gave a %s for record %s, recomputing", type(data).__name__, key.hex()
+                )
                 break
             records.append(record)
             parent_key = key

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from kvtrie.api.kv_memory import DEVICE, KvMemory
-from kvtrie.prefix_tree import Match, Root
+from kvtrie.api.sequence_kv import into_tree
+from kvtrie.prefix_tree import Lease, Match, Node, Root
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, path_digests
+from kvtrie.store import Record
 
 BATCH_CHUNKS = 16
 """Chunks asked for at once: enough to hide round trips, few enough to bound the bytes in flight."""
@@ -59,13 +62,12 @@ def _load_path(memory: KvMemory, root: Root, match: Match, tokens: bytes) -> boo
                     return loaded > 0
                 try:
                     memory.records.restore(record, slots[0])
+                    node = into_tree(
+                        memory, root.scope, partial(_insert, memory, lease, root, record, slots[0])
+                    )
                 except BaseException:
                     memory.give(root.scope, slots)
                     raise
-                tree.tiers[DEVICE].unreserve(root.scope, memory.shape.chunk_bytes)
-                node = tree.insert(
-                    lease.node, root, record.key, record.tokens, DEVICE, slots[0], memory.shape.chunk_bytes
-                )
                 tree.extend(lease, node)
                 loaded += 1
             if len(records) < len(batch):
@@ -73,3 +75,8 @@ def _load_path(memory: KvMemory, root: Root, match: Match, tokens: bytes) -> boo
     finally:
         tree.release(lease)
     return loaded > 0
+
+
+def _insert(memory: KvMemory, lease: Lease, root: Root, record: Record, slot: int) -> Node:
+    size = memory.shape.chunk_bytes
+    return memory.tree.insert(lease.node, root, record.key, record.tokens, DEVICE, slot, size)

@@ -63,7 +63,13 @@ class StepRunner:
             InputError: the model has been put into training mode.
             Exception: whatever the model itself raised.
         """
-        return self._replay(batch) or self._forward(batch)
+        try:
+            return self._replay(batch) or self._forward(batch)
+        except BaseException:
+            if self.graphs is not None:
+                # Lanes may have gone on without their sequences.
+                self.graphs.interrupted()
+            raise
 
     def reserve_ahead(self, running: Sequence[Job]) -> None:
         """When one decoding sequence needs a slot, gives one to all that will soon need one: one new plan for many.
@@ -107,6 +113,7 @@ class StepRunner:
         sequences = []
         for job, _ in batch:
             assert job.kv is not None
+            job.kv.is_dirty = True
             sequences.append(LaneSequence(job.kv.layout, job.kv.slots, job.kv.context_tokens, job.tokens[-1]))
         output = graphs.run(sequences)
         if output is None:
