@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from bench.huggingface_checkout import Checkout
 from bench.measure import provenance
 from kvtrie.api import PrefixCachedModel
-from kvtrie.api.families import FAMILIES
+from kvtrie.api.models.families import FAMILIES
 from kvtrie.prefix_tree.errors import InputError
 
 MEMORY, CHUNK_TOKENS = "16MiB", 2

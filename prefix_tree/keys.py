@@ -64,10 +64,10 @@ def chunk_keys(
     namespace: bytes, tokens: bytes, chunk_tokens: int, digest: Digest = xxh3_128_digest
 ) -> list[bytes]:
     """Keys of every whole chunk of `tokens` (int32le bytes), each chained to the one before it."""
-    step = chunk_tokens * TOKEN_BYTES
+    token_bytes_per_chunk = chunk_tokens * TOKEN_BYTES
     key, keys = namespace, []
-    for end in range(step, len(tokens) + 1, step):
-        key = digest(key + tokens[end - step : end])
+    for end in range(token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk):
+        key = digest(key + tokens[end - token_bytes_per_chunk : end])
         keys.append(key)
     return keys
 
@@ -76,17 +76,17 @@ def chain_key(
     namespace: bytes, tokens: bytes, chunks: int, chunk_tokens: int, digest: Digest = xxh3_128_digest
 ) -> bytes:
     """Key of the `chunks`-th whole chunk of `tokens` (int32le bytes); the namespace digest for none."""
-    key, step = namespace, chunk_tokens * TOKEN_BYTES
-    for end in range(step, chunks * step + 1, step):
-        key = digest(key + tokens[end - step : end])
+    key, token_bytes_per_chunk = namespace, chunk_tokens * TOKEN_BYTES
+    for end in range(token_bytes_per_chunk, chunks * token_bytes_per_chunk + 1, token_bytes_per_chunk):
+        key = digest(key + tokens[end - token_bytes_per_chunk : end])
     return key
 
 
 def path_digests(namespace: bytes, tokens: bytes, chunk_tokens: int) -> list[bytes]:
     """sha256 chain over every whole chunk of `tokens` (int32le bytes), seeded with the namespace."""
-    step = chunk_tokens * TOKEN_BYTES
+    token_bytes_per_chunk = chunk_tokens * TOKEN_BYTES
     path, paths = namespace, []
-    for end in range(step, len(tokens) + 1, step):
-        path = hashlib.sha256(path + tokens[end - step : end]).digest()
+    for end in range(token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk):
+        path = hashlib.sha256(path + tokens[end - token_bytes_per_chunk : end]).digest()
         paths.append(path)
     return paths

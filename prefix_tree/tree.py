@@ -310,9 +310,11 @@ class PrefixTree:
         """
         assert match.awaits is None, "a request that must wait claims nothing"
         claim, parent, key = Claim([]), match.node, match.chain_key
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
-        for end in range((len(match.path) + 1) * step, len(tokens) + 1, step):
-            chunk = tokens[end - step : end]
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        for end in range(
+            (len(match.path) + 1) * token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk
+        ):
+            chunk = tokens[end - token_bytes_per_chunk : end]
             if parent is match.node and parent.find(match.root, chunk) is not None:
                 # The match was made of all tokens but the last, so it could not reach a last chunk that is there.
                 break
@@ -360,17 +362,17 @@ class PrefixTree:
         """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
         nodes: list[Node] = []
         parent, key, root = match.node, match.chain_key, match.root
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
-        end = (len(match.path) + 1) * step
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        end = (len(match.path) + 1) * token_bytes_per_chunk
         for place, handle in enumerate(handles):
-            chunk = tokens[end - step : end]
+            chunk = tokens[end - token_bytes_per_chunk : end]
             key = self._digest(key + chunk)
             parent = self._store(parent, root, key, chunk, tier, handle, size_bytes, now)
             nodes.append(parent)
-            end += step
+            end += token_bytes_per_chunk
             if parent.children is None and parent.grafts is None:
                 # Nothing can stand below a new node: the rest is one new chain.
-                rest, left = tokens[end - step :], handles[place + 1 :]
+                rest, left = tokens[end - token_bytes_per_chunk :], handles[place + 1 :]
                 nodes += self._store_chain(parent, key, rest, tier, left, size_bytes)
                 break
         if nodes:
@@ -386,13 +388,13 @@ class PrefixTree:
         root, now, tiers = node.root, node.created_seconds, len(self.tiers)
         above = node.at[tier]
         assert above is not None
-        digest, index, step = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
+        digest, index, token_bytes_per_chunk = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
         tombstones = self.tombstones if self.tombstones else None
         self._tick += 1
         tick, nodes, end = self._tick, [], 0
         for handle in handles:
-            end += step
-            chunk = tokens[end - step : end]
+            end += token_bytes_per_chunk
+            chunk = tokens[end - token_bytes_per_chunk : end]
             key = digest(key + chunk)
             child = Node(node, root, key, chunk, tiers, now)
             node.children = child

@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from kvtrie.api.machine import PACKAGES
-from kvtrie.api.version_range import VersionRange, ranges_tested
+from kvtrie.api.inspection.machine import PACKAGES
+from kvtrie.api.inspection.version_range import VersionRange, ranges_tested
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

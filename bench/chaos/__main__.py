@@ -26,7 +26,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     # Each fault of the lower tier is logged; there are thousands.
-    logging.getLogger("kvtrie.api.chunk_records").setLevel(logging.CRITICAL)
+    logging.getLogger("kvtrie.api.tiers.chunk_records").setLevel(logging.CRITICAL)
     report = Chaos(args.requests, args.threads, args.chunks, args.seed, args.interrupt_every).run()
     for kind in "wrong", "unexpected", "unbalanced":
         for what in getattr(report, kind)[:5]:

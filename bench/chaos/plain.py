@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 from kvtrie.api import Sampling
-from kvtrie.api.sampler import Sampler
+from kvtrie.api.engine.sampler import Sampler
 
 VOCABULARY = 211
 MOST_NEW = 24

@@ -23,7 +23,7 @@ from bench.chaos.actions import PIN_SECONDS, TENANTS, Client, WrongTokens
 from bench.chaos.faults import FaultyPass, FaultyTier
 from bench.chaos.plain import Plain
 from kvtrie.api import EngineConfig, PrefixCachedModel
-from kvtrie.api.model_facts import model_facts
+from kvtrie.api.models.model_facts import model_facts
 
 CHUNK_TOKENS = 8
 HANG_SECONDS = 90.0

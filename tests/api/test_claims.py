@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
-from kvtrie.api.model_runner import ModelRunner
+from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.prefix_tree.errors import ModelOutputError
 from tests.api.balance import (
     CHUNK,

@@ -9,11 +9,11 @@ import pytest
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel, Sampling
-from kvtrie.api import engine as engine_module
-from kvtrie.api.chunk_records import ChunkRecords
-from kvtrie.api.sampler import Sampler
-from kvtrie.api.sequence_kv import SequenceKV
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.engine import engine as engine_module
+from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sequence_kv import SequenceKV
+from kvtrie.api.tiers.chunk_records import ChunkRecords
+from kvtrie.api.tiers.store_tier import StoreTier
 from kvtrie.chunk_kernels import ChunkPool
 from kvtrie.prefix_tree import InputError, Namespace, PrefixTree
 from tests.api.balance import CHUNK, assert_balanced, assert_same, run_to_the_end, wrapped

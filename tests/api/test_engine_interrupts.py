@@ -17,7 +17,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.tiers.store_tier import StoreTier
 from tests.api.balance import CHUNK, assert_balanced, assert_same, chunk_bytes, wrapped
 from tests.api.lower_tiers import KeptStore, small_model
 from tests.api.models import prompts

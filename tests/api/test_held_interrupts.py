@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from kvtrie.api.held_interrupts import HeldInterrupts
+from kvtrie.api.engine.held_interrupts import HeldInterrupts
 
 
 @pytest.fixture(autouse=True)

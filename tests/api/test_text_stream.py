@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.api.text_stream import TextStream
+from kvtrie.api.engine.text_stream import TextStream
 from tests.api.tokenizers_of_each_kind import KINDS, SPECIAL, TEXTS, byte_level, sentencepiece_bpe
 
 

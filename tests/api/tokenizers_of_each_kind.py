@@ -113,7 +113,7 @@ class Tekken:
     """mistral-common's, of bytes; a part of its vocabulary is enough."""
 
     def __init__(self) -> None:
-        from kvtrie.api.cli.token_text import open_tokenizer
+        from kvtrie.api.tokenizer import open_tokenizer
 
         self._tekken = open_tokenizer("tekken")
         self.decoder: Any = self._tekken._tekken  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from kvtrie.api.sidecar.client import SidecarTier
-from kvtrie.api.sidecar.wire import Limits
+from kvtrie.api.http.record_frames import Limits
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree.errors import StoreError, StoreUnavailable
 
 TENANTS = """

@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from fastapi.openapi.models import OpenAPI
 from fastapi.routing import APIRoute
 
+from kvtrie.api.http.record_frames import Limits, frame
+from kvtrie.api.http.tenants import Tenants
 from kvtrie.api.sidecar import app as app_module
 from kvtrie.api.sidecar.openapi import openapi_document
 from kvtrie.api.sidecar.sidecar import Sidecar
-from kvtrie.api.sidecar.tenants import Tenants
-from kvtrie.api.sidecar.wire import Limits, frame
 
 TENANTS = '[admin]\napi_key = "admin-key"\n[tenants.acme]\napi_key = "acme-key"\n'
 

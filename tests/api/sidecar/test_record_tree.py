@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
-from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
+from kvtrie.api.tiers.homes import NAMESPACE_BYTES
+from kvtrie.api.tiers.scope_counters import ScopeCounters
 from kvtrie.prefix_tree import ChunkShape, Namespace, check
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.store import decode_record, encode_namespace_record, encode_record
