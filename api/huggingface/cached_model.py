@@ -144,15 +144,18 @@ class PrefixCachedModel(ModelAttributes):
     ) -> Any:
         """What `model.generate` returns, with cached prefixes not computed again.
 
-        Takes what `model.generate` takes: `inputs` or `input_ids` `[batch, tokens]` padded on the left,
-        `attention_mask`, a generation config or its fields, processors, streamers, an assistant model.
+        Takes what `model.generate` takes: `inputs` or `input_ids` `[batch, tokens]` padded on the left, or none to
+        begin with the BOS token; `attention_mask` of 0 and 1; a generation config or its fields, processors,
+        streamers, an assistant model, tokenizers. `stop_strings` are found with the wrapper's tokenizer where none
+        is passed.
 
         Args:
             tenant: whose cache to use; default the wrapper's.
 
         Raises:
             UnsupportedModel: names a generation mode that is not served.
-            InputError: an empty prompt, a token outside the vocabulary, too many positions, a wrong device.
+            InputError: an empty prompt, a mask of other values, a token outside the vocabulary, too many positions,
+                a wrong device, stop strings without a tokenizer.
             PoolExhausted: the batch does not fit the pool.
             ModelOutputError: the model produced NaN or infinity.
         """

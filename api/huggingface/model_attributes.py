@@ -10,7 +10,10 @@ from kvtrie.prefix_tree.errors import InputError
 
 
 class ModelAttributes:
-    """The wrapped model's own attributes. Moving, copying and pickling a wrapper are refused."""
+    """The wrapped model's own attributes. Moving, copying and pickling a wrapper are refused.
+
+    `transformers.pipeline` runs on it, though it logs that it knows no class of this name.
+    """
 
     model: Any
     """As it was wrapped."""

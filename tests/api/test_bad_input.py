@@ -127,7 +127,6 @@ def test_an_unknown_keyword(cached: PrefixCachedModel) -> None:
         ({"input_ids": torch.ones(1, 4)}, "integer tensor"),
         ({"input_ids": torch.ones(4, dtype=torch.long)}, "integer tensor"),
         ({"input_ids": [[5, 6, 7]]}, "integer tensor"),
-        ({"input_ids": None}, "integer tensor"),
         ({"input_ids": torch.ones(0, 4, dtype=torch.long)}, "empty"),
         ({"input_ids": torch.zeros(1, 4, dtype=torch.long, device="meta")}, "input_ids is on meta"),
         ({"inputs": torch.tensor([[5]])}, "both inputs and input_ids"),
@@ -142,7 +141,7 @@ def test_tensors_that_are_no_prompt(cached: PrefixCachedModel, arguments: dict[s
 
 @pytest.mark.parametrize("row", [[1.5, 2.0], [[1, 2], [3, 4]], torch.ones(2, 3, dtype=torch.long)], ids=str)
 def test_token_lists_that_are_no_prompt(cached: PrefixCachedModel, row: Any) -> None:
-    with pytest.raises(InputError, match=r"integers|one-dimensional"):
+    with pytest.raises(InputError, match=r"integers|holds 2 rows"):
         cached.submit(row)
     assert_balanced(cached)
 
