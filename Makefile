@@ -1,52 +1,84 @@
-# Every target sets up what it needs in .venv; nothing is installed outside the checkout.
+# Every target sets up what it needs, in three environments; nothing is installed outside the checkout.
+#   .venv           the versions of requirements/locked.txt: the same next year
+#   .venv-oldest    the floors of pyproject.toml, and the newest of what those depend on
+#   .venv-newest    the newest that pip resolves today
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/.ready
-OLD_TRITON := $(VENV)/triton-3.6.0
+BIN := .venv/bin
+LOCKED ?= requirements/locked.txt
+# What `make oldest` and `make newest` run.
+TESTS ?= tests
+# `make newest QUIET=` shows which packages conflict, where pip finds that some do.
+QUIET ?= --quiet
 KERNEL_TESTS := tests/chunk_kernels/test_attend_kernel.py tests/chunk_kernels/test_kernel_edges.py
 
-.PHONY: demo test check bench kernels gpu clean
+# The same in all three: where pip offers a CPU build of it, any other version would pull gigabytes of CUDA.
+TORCH := torch==2.13.0
+# What the build of that torch for CUDA pins, so that one lock serves both builds.
+TRITON := triton==3.7.1
 
-demo: $(READY)
+# $(call install,ENVIRONMENT,requirements and constraints). The build tools come first, for --no-build-isolation: a build
+# environment of its own would ask for torch again. Wheels only: what builds itself would fetch unlocked tools.
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install $(QUIET) --upgrade pip setuptools $(2)
+	$(1)/bin/python -m pip install $(QUIET) --upgrade --upgrade-strategy eager --only-binary :all: $(2) \
+		--no-build-isolation --editable ".[all,dev]"
+endef
+
+.PHONY: demo test check bench kernels gpu newest oldest lock clean .venv-newest
+
+demo: .venv/.ready
 	$(BIN)/kvtrie demo
 
-test: $(READY)
+test: .venv/.ready
 	$(BIN)/python -m pytest -q -n 2
 
-check: $(READY)
+check: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.ci/typing $(BIN)/lint-imports --config pyproject.toml
 
-bench: $(READY)
+bench: .venv/.ready
 	$(BIN)/python -m bench
 
-# Under the newest Triton (whose interpreter `make test` runs the kernels in), and under the oldest that we hold on to.
-kernels: $(READY) $(OLD_TRITON)/.ready
+newest: .venv-newest
+	.venv-newest/bin/python -m pytest -q -n 2 $(TESTS)
+
+oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -q -n 2 $(TESTS)
+
+# Under three Tritons; `make test` runs the kernels in the interpreter of the locked one.
+kernels: .venv/.ready .venv-oldest/.ready .venv-newest
 	$(BIN)/python -m bench.kernels
-	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m bench.kernels
-	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest -q -n 2 $(KERNEL_TESTS)
+	.venv-newest/bin/python -m bench.kernels
+	.venv-oldest/bin/python -m bench.kernels
+	.venv-oldest/bin/python -m pytest -q -n 2 $(KERNEL_TESTS)
 
 # DRY=1 goes through it without a GPU. On a bare machine with a GPU: python -m bench.gpu
-gpu: $(READY)
+gpu: .venv/.ready
 	$(BIN)/python -m bench.gpu $(if $(DRY),--dry)
 
+# Resolves anew, and writes requirements/locked.txt and api/tested_versions.json.
+lock:
+	rm -rf .venv-lock
+	$(call install,.venv-lock,$(TORCH) $(TRITON))
+	.venv-lock/bin/python requirements/versions.py lock
+	rm -rf .venv-lock
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock build dist *.egg-info
 
-# torch first, and pinned: where pip offers a CPU build of it, an unpinned one would pull gigabytes of CUDA.
-# --no-build-isolation with setuptools installed: a build environment of its own would ask for torch again.
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77"
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[all,dev]"
+.venv/.ready: pyproject.toml $(LOCKED)
+	$(call install,.venv,--constraint $(LOCKED))
 	touch $@
 
-# Beside torch's own Triton, and before it on the path. Its interpreter breaks on NumPy 2.4.
-$(OLD_TRITON)/.ready: $(READY)
-	rm -rf $(OLD_TRITON)
-	$(BIN)/python -m pip install --quiet --no-deps --target $(OLD_TRITON) triton==3.6.0 "numpy<2.4"
+.venv-oldest/.ready: pyproject.toml requirements/versions.py
+	mkdir -p .venv-oldest
+	$(PYTHON) requirements/versions.py floors > .venv-oldest/floors.txt
+	$(call install,.venv-oldest,$(TORCH) --constraint .venv-oldest/floors.txt)
 	touch $@
+
+# Each time: tomorrow's newest is another.
+.venv-newest:
+	$(call install,.venv-newest,$(TORCH))

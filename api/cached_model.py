@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.compiled_model import refuse_compiled
 from kvtrie.api.engine import Engine, EngineConfig
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.generate_arguments import eos_tokens
@@ -21,18 +21,20 @@ from kvtrie.api.generate_check import check_generate
 from kvtrie.api.hf_loop import HuggingFaceLoop
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.lower_tier import LowerTier
+from kvtrie.api.model_attributes import ModelAttributes
 from kvtrie.api.model_facts import model_facts
 from kvtrie.api.model_identity import ModelIdentity
 from kvtrie.api.open_lower import open_lower
+from kvtrie.api.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.request import Completion, Request
 from kvtrie.api.sampler import Sampling
 from kvtrie.api.scopes import Scopes
+from kvtrie.api.text_stream import TextStream
 from kvtrie.api.trace.what_if import as_counters
-from kvtrie.prefix_tree import Pin, Root, Snapshot, take_snapshot
+from kvtrie.prefix_tree import Pin, Root, Snapshot, copy_tree
 from kvtrie.prefix_tree.errors import InputError
-from kvtrie.prefix_tree.keys import TokenArray, as_tokens
-
-Prompt = str | Sequence[int] | Tensor
+from kvtrie.prefix_tree.keys import TokenArray
+from kvtrie.store import store_key_from_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,13 @@ class Warmed:
     """To give to `unpin`; None where none was asked for."""
 
 
-class PrefixCachedModel:
+class PrefixCachedModel(ModelAttributes):
     """Wraps a causal LM so that prompts reuse the KV of what was computed before.
 
     Args:
         model: a transformers model in eval mode, or a PEFT model around one.
-        tokenizer: lets prompts be text; anything with `encode` and `decode`.
+        tokenizer: lets prompts be text; anything with `encode` and `decode`. Messages need its
+            `apply_chat_template`, and `generate(stop_strings=...)` needs a transformers tokenizer.
         memory: size of the KV pool, e.g. `"2GiB"`, on the model's device.
         chunk_tokens: tokens per chunk; smaller shares more, larger costs less to manage.
         kv_format: `"raw"` keeps keys and values as the model computes them: outputs are the model's own. `"int8"`
@@ -105,7 +108,7 @@ class PrefixCachedModel:
         shape = replace(self._facts.chunk_shape(chunk_tokens), kv_format=kv_format)
         memory_bytes = parse_bytes(memory)
         pin_bytes = None if pin_budget is None else parse_bytes(pin_budget)
-        store_key = os.environ.get("KVTRIE_STORE_KEY")
+        store_key = store_key_from_environment()
         self._identity = ModelIdentity(self._facts, chunk_tokens, kv_format)
         self._identity.namespace(self._scopes.of_tenant(tenant))
         check_generate(model, self._facts, self._identity, shape)
@@ -116,7 +119,7 @@ class PrefixCachedModel:
                 memory_bytes,
                 self._facts.device,
                 self._lower,
-                store_key.encode() if store_key else None,
+                store_key,
                 pin_bytes,
                 eviction,
             )
@@ -159,7 +162,7 @@ class PrefixCachedModel:
         elif arguments.get("input_ids") is not None:
             raise InputError("generate() got both inputs and input_ids; pass one")
         root, readable = self._roots(tenant)
-        return self._loop.generate(inputs, generation_config, arguments, root, readable)
+        return self._loop.generate(inputs, generation_config, arguments, root, readable, self.tokenizer)
 
     def submit(
         self,
@@ -173,7 +176,11 @@ class PrefixCachedModel:
         """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
 
         Args:
-            prompt: text (with a tokenizer) or token ids.
+            prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or
+                what a tokenizer returned for one prompt, whose left padding is dropped. Messages, a list of
+                `{"role": ..., "content": ...}`, are rendered by the tokenizer's chat template, with the beginning
+                of the model's reply. Text gets the tokenizer's special tokens, unless it begins with its BOS token:
+                such a text was rendered by a chat template, which wrote all special tokens itself.
             tenant: whose cache to use; default the wrapper's.
             max_new_tokens: most tokens to produce.
             sampling: how tokens are chosen; default greedy.
@@ -198,41 +205,46 @@ class PrefixCachedModel:
         )
 
     def stream(self, prompt: Prompt, **arguments: Any) -> Iterator[str | int]:
-        """Yields a completion as it is computed: pieces of text for a text prompt, else token ids.
+        """Yields a completion as it is computed: pieces of text for a prompt of text or messages, else token ids.
 
-        Takes what `submit` takes. Leaving the loop early cancels the request.
+        Takes what `submit` takes. Leaving the loop early cancels the request. Pieces of text, joined, continue the
+        prompt's text: with the space before the first word, whole characters, and without special tokens and the
+        token that ended the completion.
 
         Raises:
             KvtrieError: what `submit` raises, or what ended the request.
         """
         completion = self.submit(prompt, **arguments)
-        pieces = self._pieces(completion, as_text=isinstance(prompt, str))
+        request = completion.request
+        as_text = isinstance(prompt, str) or is_messages(prompt)
+        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.eos)
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
 
-    def _pieces(self, completion: Completion, as_text: bool) -> Iterator[str | int]:
-        """An empty piece at once, then those of `stream`."""
-        seen, said = 0, ""
+    def _pieces(
+        self, completion: Completion, as_text: bool, prompt: Sequence[int] = (), eos: Collection[int] = ()
+    ) -> Iterator[str | int]:
+        """An empty piece at once, then those of `stream`: the text behind `prompt`, without `eos` tokens."""
+        seen = 0
         try:
+            text = TextStream(self.tokenizer, prompt) if as_text else None
             yield ""
             while True:
                 while not completion.done and len(completion.tokens) == seen:
                     self.engine.step()
                 fresh = completion.tokens[seen:]
                 seen += len(fresh)
-                if not as_text:
+                if text is None:
                     yield from fresh
-                else:
-                    text = self.tokenizer.decode(completion.tokens)
-                    # A token may end inside a character: wait for the rest of it.
-                    if len(text) > len(said) and (completion.done or not text.endswith("\ufffd")):
-                        yield text[len(said) :]
-                        said = text
+                elif piece := "".join(text.add(token) for token in fresh if token not in eos):
+                    yield piece
                 if completion.done and seen == len(completion.tokens):
                     break
             if completion.error is not None:
                 raise completion.error
+            if text is not None and (rest := text.finish()):
+                yield rest
         finally:
             self.engine.discard([completion])
 
@@ -250,19 +262,20 @@ class PrefixCachedModel:
         """Computes a prompt's KV ahead of its first request.
 
         Args:
-            prompt: text (with a tokenizer) or token ids; whole chunks of it are stored.
+            prompt: as for `submit`; whole chunks of it are stored. Messages are rendered without the beginning of
+                a reply, since another message may follow them.
             tenant: whose cache to warm; default the wrapper's.
             scope: a shared scope to warm instead of a tenant's.
             pin: True keeps it until `unpin`, a number for that many seconds.
             name: shown in dumps beside the pin.
 
         Raises:
-            InputError: see `generate`; also a pin on less than a chunk, or both tenant and scope given.
+            InputError: see `generate`; also a pin on less than a chunk or for no time; both tenant and scope given.
             AccessDenied: no such shared scope.
             PinBudgetExceeded: the scope's pins would exceed `pin_budget`.
         """
         self._check_open()
-        tokens = self._tokens(prompt)
+        tokens = self._tokens(prompt, opens_reply=False)
         self.engine.check(tokens, 0)
         if scope is None:
             root, readable = self._roots(tenant)
@@ -283,8 +296,7 @@ class PrefixCachedModel:
             try:
                 node, pinned = completion.kv.node, None
                 if pin:
-                    expires_at = None if pin is True else time.time() + pin
-                    pinned = self._memory.tree.pin(node, name, expires_at)
+                    pinned = self._memory.tree.pin(node, name, None if pin is True else pin)
             finally:
                 completion.kv.close()
         return Warmed(
@@ -326,7 +338,7 @@ class PrefixCachedModel:
                     "chunks": device.chunks,
                     "scopes": {scope: asdict(booked) for scope, booked in device.scopes.items()},
                 },
-                "tombstone_bytes": tree.tombstones.size_bytes,
+                **tree.figures(),
                 "lower": {} if self._lower is None else dict(self._lower.stats()),
                 "what_if": self._what_if(),
             }
@@ -339,10 +351,14 @@ class PrefixCachedModel:
         )
 
     def take_snapshot(self) -> Snapshot:
-        """The tree as it is now, for `dump` and `explain`."""
+        """The tree as it is now, for `dump` and `explain`: at one moment, and all of it.
+
+        Requests wait while it is copied, about half a microsecond a chunk; the rest is done beside them.
+        """
         with self.engine.lock:
             counters = {**self._memory.counters, **as_counters(self._what_if())}
-            return take_snapshot(self._memory.tree, "engine", counters)
+            copied = copy_tree(self._memory.tree)
+        return copied.snapshot("engine", counters)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""
@@ -386,17 +402,11 @@ class PrefixCachedModel:
             raise InputError("this PrefixCachedModel is closed; wrap the model again")
         if self._facts.model.training:
             raise InputError("the model is in training mode; call model.eval() first")
+        refuse_compiled(self._facts.model)
 
-    def _tokens(self, prompt: Prompt) -> TokenArray:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InputError("a text prompt needs PrefixCachedModel(model, tokenizer)")
-            return as_tokens(self.tokenizer.encode(prompt))
-        if isinstance(prompt, Tensor):
-            if prompt.dim() == 2 and prompt.shape[0] == 1:
-                prompt = prompt[0]
-            return as_tokens(prompt.cpu().numpy())
-        return as_tokens(prompt)
+    def _tokens(self, prompt: Prompt, *, opens_reply: bool = True) -> TokenArray:
+        forward: Any = self._facts.model.forward
+        return PromptReader(self.tokenizer, forward).tokens(prompt, opens_reply=opens_reply)
 
     def _root(self, scope: str) -> Root:
         return self._memory.tree.root(self._identity.namespace(scope, self._scopes.salt_of(scope)))

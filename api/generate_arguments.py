@@ -14,6 +14,9 @@ from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What transformers calls the cache, from 5.24 on and before."""
 
+TOKENIZERS = ("tokenizer", "assistant_tokenizer")
+"""What `generate` takes for its own loop, neither settings nor inputs; it hands them on to each forward, too."""
+
 _REFUSED_ALWAYS = {
     "inputs_embeds": "pass input_ids: the cache is keyed on tokens",
     **dict.fromkeys(CACHE_ARGUMENTS, "the cache is kvtrie's own; drop the argument"),
@@ -24,6 +27,9 @@ _REFUSED_ALWAYS = {
     "pixel_values": "the cache is keyed on tokens, and images are none; text of the same model is served",
     "token_type_ids": "they mark images, which are not served; drop the argument",
 }
+
+_ID_DTYPES = (torch.int64, torch.int32)
+"""What an embedding takes."""
 
 _UNSET_BY_TRANSFORMERS = {"cache_implementation": "hybrid"}
 """What Gemma 2 and 3 checkpoints still ask for by default; transformers drops it in favour of its dynamic cache."""
@@ -62,41 +68,104 @@ def refuse_unservable(arguments: dict[str, Any], generation_config: Any) -> None
                 continue
             if value if refused is _REFUSED_WHEN_TRUE else value is not None:
                 raise UnsupportedModel(f"generate({name}={value!r}) is not served: {why}")
+    assistant = arguments.get("assistant_model")
+    if assistant is not None and not isinstance(assistant, torch.nn.Module):
+        raise UnsupportedModel(
+            f"generate(assistant_model=...) takes a transformers model, got {type(assistant).__name__}; of a "
+            "PrefixCachedModel, pass its .model"
+        )
     if arguments.get("use_cache", getattr(generation_config, "use_cache", None)) is False:
         raise UnsupportedModel("generate(use_cache=False) is not served: call the model itself for that")
     if (arguments.get("num_beam_groups", getattr(generation_config, "num_beam_groups", None)) or 1) > 1:
         raise UnsupportedModel("generate(num_beam_groups=...) is not served: use plain beams")
 
 
-def prompts_of(input_ids: Any, attention_mask: Any, generation_config: Any) -> list[list[int]]:
-    """The tokens of each row, padding left out.
+def settings_among(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of `generate`'s arguments that may be fields of its generation config."""
+    others = {*inspect.signature(type(model).generate).parameters, *TOKENIZERS, "attention_mask"}
+    return {name: value for name, value in arguments.items() if name not in others}
+
+
+def beginning(model: Any, attention_mask: Any, generation_config: Any) -> Tensor:
+    """The prompt of a call that has none, `[batch, 1]`: the BOS token, as transformers begins.
+
+    Args:
+        model: gives the device.
+        attention_mask: gives the batch, where there is one.
+        generation_config: the effective one.
+
+    Raises:
+        InputError: there is no BOS token.
+    """
+    bos = generation_config.bos_token_id
+    if isinstance(bos, Tensor):
+        bos = bos.tolist()
+    if isinstance(bos, list) and len(bos) == 1:
+        bos = bos[0]
+    if not isinstance(bos, int):
+        raise InputError(f"generate() got no input_ids, and bos_token_id, to begin with, is {bos}; pass one")
+    batch = attention_mask.shape[0] if isinstance(attention_mask, Tensor) and attention_mask.dim() else 1
+    return torch.full((batch, 1), bos, dtype=torch.long, device=model.device)
+
+
+def whole_mask(input_ids: Any, attention_mask: Any, generation_config: Any) -> Tensor:
+    """The mask of a batch, bool `[batch, columns]`: given or inferred, and checked.
 
     Args:
         input_ids: int `[batch, columns]`, padded on the left.
-        attention_mask: 0/1 `[batch, columns]`; where None it is inferred as transformers does, from the pad
-            token.
+        attention_mask: 0/1 `[batch, columns]` of any dtype; where None it is inferred as transformers does, from
+            the pad token.
         generation_config: the effective one, for pad and EOS tokens.
 
     Raises:
-        InputError: not a 2-D integer tensor, an empty row, or padding anywhere but on the left.
+        InputError: not a 2-D integer tensor, a mask of anything but 0 and 1, an empty row, or padding anywhere but
+            on the left.
     """
-    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
-        what = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise InputError(f"generate() takes input_ids as an integer tensor [batch, tokens], got {what}")
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.dtype not in _ID_DTYPES:
+        what = (
+            f"{str(input_ids.dtype).removeprefix('torch.')} {tuple(input_ids.shape)}"
+            if isinstance(input_ids, Tensor)
+            else type(input_ids).__name__
+        )
+        raise InputError(
+            f"generate() takes input_ids as an integer tensor (int64) [batch, tokens], got {what}"
+        )
     if input_ids.shape[0] == 0 or input_ids.shape[1] == 0:
         raise InputError("the prompt is empty; a model needs at least one token")
-    mask = _inferred_mask(input_ids, generation_config) if attention_mask is None else attention_mask
-    if mask.shape != input_ids.shape:
+    if attention_mask is None:
+        attention_mask = _inferred_mask(input_ids, generation_config)
+    if not isinstance(attention_mask, Tensor):
+        raise InputError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    return check_mask(attention_mask, tuple(input_ids.shape))
+
+
+def check_mask(attention_mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask as bool, once it is known to say which columns are padding on the left, and nothing else.
+
+    Args:
+        attention_mask: of any dtype.
+        shape: of the ids, `(batch, columns)`.
+
+    Raises:
+        InputError: see `whole_mask`.
+    """
+    if attention_mask.shape != shape:
         raise InputError(
-            f"attention_mask {tuple(mask.shape)} does not have the shape of input_ids {tuple(input_ids.shape)}"
+            f"attention_mask {tuple(attention_mask.shape)} does not have the shape of input_ids {shape}"
         )
-    kept = mask.bool()
+    kept = attention_mask == 1
+    odd = attention_mask[~kept & (attention_mask != 0)]
+    if odd.numel():
+        # Transformers adds such values up to positions, so they are no other way of writing 1.
+        raise InputError(
+            f"attention_mask holds {odd[0].item()}; its values are 0 for padding and 1 for tokens"
+        )
     if not kept.any(-1).all():
         row = int((~kept.any(-1)).nonzero()[0])
         raise InputError(f"the prompt in row {row} is empty: its attention mask is all zeros")
     if not kept[:, -1].all() or (kept[:, :-1] & ~kept[:, 1:]).any():
         raise InputError('prompts must be padded on the left only: use tokenizer.padding_side = "left"')
-    return [row[keep].tolist() for row, keep in zip(input_ids, kept)]
+    return kept
 
 
 def cache_argument(model: Any) -> str:

@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from kvtrie.api.generate_arguments import TOKENIZERS
 from kvtrie.api.kv_memory import KvMemory
 from kvtrie.api.layer_attention import KEYWORD, PoolAttention
 from kvtrie.api.model_identity import ModelIdentity
@@ -217,6 +218,8 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
                 )
         inputs["input_ids"] = ids
         inputs["attention_mask"] = None
+        for name in TOKENIZERS:
+            inputs.pop(name, None)
         inputs["position_ids"] = torch.tensor(
             [range(row.context_tokens, row.context_tokens + new) for row in self._rows], device=ids.device
         )

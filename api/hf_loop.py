@@ -11,10 +11,12 @@ from torch import Tensor
 from kvtrie.api.engine import Engine
 from kvtrie.api.generate_arguments import (
     CACHE_ARGUMENTS,
+    beginning,
     cache_argument,
     eos_tokens,
-    prompts_of,
     refuse_unservable,
+    settings_among,
+    whole_mask,
 )
 from kvtrie.api.hf_cache import PoolCache
 from kvtrie.api.kv_memory import KvMemory
@@ -25,7 +27,7 @@ from kvtrie.api.request import Completion, Request
 from kvtrie.api.tree_handle import TreeHandle
 from kvtrie.prefix_tree import Root
 from kvtrie.prefix_tree.errors import InputError, LibraryChanged
-from kvtrie.prefix_tree.keys import TokenArray, as_tokens
+from kvtrie.prefix_tree.keys import as_tokens
 
 
 class HuggingFaceLoop:
@@ -36,6 +38,7 @@ class HuggingFaceLoop:
         self._memory = memory
         self._identity = identity
         self._engine = engine
+        self._cache_argument = cache_argument(facts.model)
 
     def generate(
         self,
@@ -44,29 +47,44 @@ class HuggingFaceLoop:
         arguments: dict[str, Any],
         root: Root,
         readable: list[Root],
+        tokenizer: Any = None,
     ) -> Any:
-        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides."""
+        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides.
+
+        `tokenizer` is for stop strings, where `arguments` name none.
+        """
         base: Any = self._facts.model
         continued = _take_handles(arguments)
         # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
         for name in CACHE_ARGUMENTS:
             arguments.pop(name, None)
-        fields = {k: v for k, v in arguments.items() if k not in ("attention_mask", "assistant_model")}
-        effective, _ = base._prepare_generation_config(generation_config, **fields)
-        for name, given in (("input_ids", inputs), ("attention_mask", arguments.get("attention_mask"))):
+        effective, _ = base._prepare_generation_config(generation_config, **settings_among(base, arguments))
+        refuse_unservable({}, effective)
+        if effective.stop_strings is not None and arguments.get("tokenizer") is None:
+            if not hasattr(tokenizer, "get_vocab"):
+                raise InputError(
+                    "stop_strings need the model's transformers tokenizer: pass tokenizer=, or wrap with one"
+                )
+            arguments["tokenizer"] = tokenizer
+        mask = arguments.pop("attention_mask", None)
+        if inputs is None:
+            inputs = beginning(base, mask, effective)
+        for name, given in (("input_ids", inputs), ("attention_mask", mask)):
             if isinstance(given, Tensor) and given.device != self._facts.device:
                 raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
-        refuse_unservable({}, effective)
-        prompts = prompts_of(inputs, arguments.get("attention_mask"), effective)
-        assert inputs is not None
+        kept = whole_mask(inputs, mask, effective)
+        if mask is not None:
+            arguments["attention_mask"] = kept.long()
+        prompts = [as_tokens(row[keep].cpu().numpy()) for row, keep in zip(inputs, kept)]
         for handle in continued:
-            handle.check_continued_by(prompts)
+            handle.check_continued_by([prompt.tolist() for prompt in prompts])
         columns = inputs.shape[1]
         new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
+        for prompt in prompts:
+            self._engine.check(prompt, new_tokens)
         requests = [
-            Request(tokens[:-1], root, readable, max_new_tokens=0, prefill_only=True)
-            for tokens in self._checked(prompts, new_tokens)
+            Request(tokens[:-1], root, readable, max_new_tokens=0, prefill_only=True) for tokens in prompts
         ]
         cache = PoolCache(self._memory, self._identity, columns - 1, eos_tokens(effective), self._engine.lock)
         waiting: list[Completion] = []
@@ -82,13 +100,13 @@ class HuggingFaceLoop:
                 view.root,
                 inputs,
                 generation_config=generation_config,
-                **{cache_argument(base): cache},
+                **{self._cache_argument: cache},
                 **arguments,
             )
             if not cache.passes:
                 raise LibraryChanged(
                     f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie "
-                    f"passed as {cache_argument(base)}=. {WAY_OUT}"
+                    f"passed as {self._cache_argument}=. {WAY_OUT}"
                 )
             if not isinstance(output, Tensor):
                 for name in [name for name, value in output.items() if value is cache]:
@@ -98,13 +116,6 @@ class HuggingFaceLoop:
             # Rows are the cache's, or still their completions': an interrupt may come at any point.
             cache.close()
             self._engine.discard(waiting)
-
-    def _checked(self, prompts: list[list[int]], new_tokens: int) -> list[TokenArray]:
-        """The prompts, each of which the engine can run."""
-        found = [as_tokens(prompt) for prompt in prompts]
-        for prompt in found:
-            self._engine.check(prompt, new_tokens)
-        return found
 
     def _new_tokens(
         self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]

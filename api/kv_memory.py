@@ -22,9 +22,14 @@ from kvtrie.chunk_kernels import ChunkPool, check_served
 from kvtrie.prefix_tree import ChunkShape, Evicted, Node, PrefixTree, Tier, check
 from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.tree import REMEMBERED_BYTES
 
 DEVICE = 0
 """Index of the device tier in the tree."""
+_REMEMBERED_PART = 256
+"""Tombstones and idle roots may take this part of the pool's size: little beside what evicted chunks took."""
+_LEAST_REMEMBERED = 256 << 10
+"""Bytes for these in a small pool; a large one has no more than any tree."""
 
 
 class KvMemory:
@@ -67,6 +72,7 @@ class KvMemory:
         self.tree = PrefixTree(
             shape.chunk_tokens,
             [self._eviction.tier("device", slots * shape.chunk_bytes, shape.chunk_bytes)],
+            remembered_bytes=min(max(memory_bytes // _REMEMBERED_PART, _LEAST_REMEMBERED), REMEMBERED_BYTES),
             pin_budget_bytes=pin_budget_bytes,
         )
         self.counters: Counter[str] = Counter()
@@ -84,23 +90,34 @@ class KvMemory:
         return next(self._layouts)
 
     def take(self, scope: str, count: int, after: int | None = None) -> list[int] | None:
-        """Takes `count` slots for a request of `scope`, evicting what nobody holds; None when short.
+        """Takes `count` slots for a request of `scope`, evicting what nobody holds.
 
-        Adjacent to slot `after` where possible.
+        Adjacent to slot `after` where possible. None when short even so: then nothing was evicted.
         """
         size = self.shape.chunk_bytes
+        missing = count - self.pool.free_slots.free
+        # Where one is missing, whatever may be evicted is enough: no need to add up what may.
+        if missing > 1 and not self.tree.can_free(DEVICE, missing * size):
+            return None
         if over := self._tier.over_quota_bytes(scope, count * size):
-            self._free(self.tree.evict(DEVICE, over, OVER_QUOTA, scope=scope))
+            self._evict(over, OVER_QUOTA, scope)
         missing = count - self.pool.free_slots.free
         if missing > 0:
-            self._free(self.tree.evict(DEVICE, missing * size, self._eviction.reason))
+            self._evict(missing * size, self._eviction.reason)
         slots = self.pool.free_slots.take(count, after)
         if slots is not None:
             self._tier.reserve(scope, count * size)
         return slots
 
+    def _evict(self, size_bytes: int, reason: str, scope: str | None = None) -> None:
+        try:
+            self._free(self.tree.evict(DEVICE, size_bytes, reason, scope=scope))
+        except BaseException:
+            self._free(self.tree.untold(DEVICE))
+            raise
+
     def _free(self, evicted: list[Evicted]) -> None:
-        self.pool.free_slots.give(_slot(e.handle) for e in evicted)
+        self.pool.free_slots.give([_slot(e.handle) for e in evicted])
 
     def give(self, scope: str, slots: list[int]) -> None:
         """Takes back slots that `take` handed out and that never entered the tree."""

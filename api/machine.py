@@ -11,12 +11,13 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from kvtrie.api.version_range import VersionRange, ranges_tested
 
 PROBE_SECONDS = 10.0
 
@@ -28,25 +29,30 @@ class Package:
     name: str
     is_core: bool
     """Whether nothing works without it."""
-    least: tuple[int, ...]
-    """The oldest version that works."""
     what_for: str
 
 
 PACKAGES = (
-    Package("numpy", True, (1, 26), "everything"),
-    Package("sortedcontainers", True, (2, 4), "the tree"),
-    Package("torch", True, (2, 6), "models and attention"),
-    Package("xxhash", True, (3, 4), "chunk keys"),
-    Package("triton", False, (3,), "the GPU kernels; comes with torch for GPUs"),
-    Package("transformers", False, (5, 10), "PrefixCachedModel, tokenizers by name"),
-    Package("mistral-common", False, (1, 8), "tekken tokenizers"),
-    Package("redis", False, (5,), "a Redis store"),
-    Package("hiredis", False, (3,), "a faster Redis store"),
-    Package("fastapi", False, (0, 115), "the sidecar"),
-    Package("uvicorn", False, (0, 30), "the sidecar"),
-    Package("httpx", False, (0, 27), "the sidecar's client"),
+    Package("numpy", True, "everything"),
+    Package("sortedcontainers", True, "the tree"),
+    Package("torch", True, "models and attention"),
+    Package("xxhash", True, "chunk keys"),
+    Package("triton", False, "the GPU kernels; comes with torch for GPUs"),
+    Package("transformers", False, "PrefixCachedModel, tokenizers by name"),
+    Package("tokenizers", False, "tokenizers by file"),
+    Package("peft", False, "adapters of a wrapped model"),
+    Package("mistral-common", False, "tekken tokenizers"),
+    Package("redis", False, "a Redis store"),
+    Package("hiredis", False, "a faster Redis store"),
+    Package("fastapi", False, "the sidecar"),
+    Package("starlette", False, "the sidecar"),
+    Package("anyio", False, "the sidecar"),
+    Package("uvicorn", False, "the sidecar"),
+    Package("httpx", False, "the sidecar's client"),
+    Package("rich", False, "the progress of `kvtrie simulate`"),
+    Package("matplotlib", False, "`kvtrie simulate --plot`"),
 )
+"""Each is in `tested_versions.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +67,19 @@ class Finding:
     """Whether the core does not work without it, or it was asked for."""
     remedy: str
     """How to get it; empty where nothing is wrong."""
+    note: str = ""
+    """How a package's version relates to those tested; empty where it is one of them, or where none are."""
 
 
 def machine_findings() -> list[Finding]:
     """Python, the platform, packages, compute paths and programs. Starts nothing that stays."""
-    torch, system = _version("torch"), platform.uname()
+    torch, system, tested = installed_version("torch"), platform.uname(), ranges_tested()
     return [
         _python(),
         Finding("platform", " ".join((system.system, system.release, system.machine)), True, False, ""),
         Finding("cores", str(_cores()), True, False, ""),
         Finding("memory", _memory(), True, False, ""),
-        *(_package(package) for package in PACKAGES),
+        *(_package(package, tested[package.name]) for package in PACKAGES),
         _cpu_path(torch),
         _gpu(torch),
         _redis_server(),
@@ -99,27 +107,25 @@ def _memory() -> str:
     return f"{size_bytes / (1 << 30):.1f} GiB"
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, from its metadata; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _package(package: Package) -> Finding:
-    version = _version(package.name)
-    wanted = f"{package.name}>={'.'.join(map(str, package.least))}"
+def _package(package: Package, tested: VersionRange) -> Finding:
+    version = installed_version(package.name)
+    wanted = f"'{package.name}>={tested.oldest}'"
     if version is None:
-        remedy = f"pip install '{wanted}'   # for {package.what_for}"
+        remedy = f"pip install {wanted}   # for {package.what_for}"
         return Finding(package.name, "", False, package.is_core, remedy)
-    is_ok = _release(version) >= package.least
-    remedy = "" if is_ok else f"pip install -U '{wanted}'   # {version} is too old"
-    return Finding(package.name, version, is_ok, package.is_core, remedy)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    if tested.is_older(version):
+        remedy = f"pip install -U {wanted}"
+        return Finding(package.name, version, False, package.is_core, remedy, f"older than tested ({tested})")
+    note = f"newer than tested ({tested})" if tested.is_newer(version) else ""
+    return Finding(package.name, version, True, package.is_core, "", note)
 
 
 def _cpu_path(torch: str | None) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 
 import torch
@@ -21,6 +22,8 @@ class ModelRunner:
         self.facts = facts
         self._pool = pool
         self._lock = lock
+        self._keeps_rows = "logits_to_keep" in inspect.signature(facts.model.forward).parameters
+        """Whether the head computes logits of chosen rows only; otherwise of all, and they are chosen here."""
 
     def check_tokens(self, tokens: TokenArray, max_new_tokens: int) -> None:
         """Whether a prompt can be run at all.
@@ -34,10 +37,11 @@ class ModelRunner:
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens must not be negative, got {max_new_tokens}")
         highest = int(tokens.max())
-        if highest >= facts.vocabulary or int(tokens.min()) < 0:
-            at = int(tokens.argmax()) if highest >= facts.vocabulary else int(tokens.argmin())
+        vocabulary = int(getattr(facts.config, "vocab_size", facts.vocabulary))
+        if highest >= vocabulary or int(tokens.min()) < 0:
+            at = int(tokens.argmax()) if highest >= vocabulary else int(tokens.argmin())
             raise InputError(
-                f"token id {int(tokens[at])} at position {at} is outside the vocabulary of {facts.vocabulary}"
+                f"token id {int(tokens[at])} at position {at} is outside the vocabulary of {vocabulary}"
             )
         total = len(tokens) + max_new_tokens
         if total > facts.max_positions:
@@ -91,8 +95,10 @@ class ModelRunner:
                 input_ids=ids[None],
                 position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=keep,
-                **{KEYWORD: attention},
+                **{KEYWORD: attention, **({"logits_to_keep": keep} if self._keeps_rows else {})},
             )
-            logits: Tensor = output.logits[0].float()
+            logits: Tensor = output.logits[0]
+            if not self._keeps_rows and isinstance(keep, Tensor):
+                logits = logits[keep]
+            logits = logits.float()
         return logits

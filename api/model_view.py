@@ -23,13 +23,11 @@ from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any
 
-import transformers
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
 
 from kvtrie.api.layer_attention import KEYWORD, NAME, layer_attention
 from kvtrie.api.rope import depends_on_length
-from kvtrie.prefix_tree.errors import LibraryChanged
 
 WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
 """What to do where an installed library is not the one that kvtrie was written against."""
@@ -118,10 +116,8 @@ class ModelView:
             if isinstance(value, PassRunner):
                 return value.run_pass(forward, args, kwargs)
         if KEYWORD not in kwargs:
-            raise LibraryChanged(
-                f"generate() of transformers {transformers.__version__} ran a pass without the cache that kvtrie "
-                f"gave it. {WAY_OUT}"
-            )
+            # A pass of somebody else's, as guidance by a negative prompt makes them: not over kvtrie's cache.
+            return self.model(*args, **kwargs)
         return forward(*args, **kwargs)
 
     def _double(self, module: nn.Module, memo: dict[int, Any]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from kvtrie.api.lower_tier import LowerTier
 from kvtrie.api.store_tier import StoreTier
+from kvtrie.prefix_tree.errors import InputError
 from kvtrie.store import open_store
 
 
@@ -18,11 +19,15 @@ def open_lower(url: str, api_key: str | None = None, shared_scopes: Collection[s
         shared_scopes: names of shared scopes that a sidecar may keep apart from the tenant's own.
 
     Raises:
-        InputError: a URL that does not parse.
+        InputError: a URL that does not parse, or httpx is not installed and the URL is a sidecar's.
         AccessDenied: the sidecar does not know the API key.
     """
     if url.startswith(("http://", "https://", "unix://")):
-        from kvtrie.api.sidecar.client import SidecarTier
-
+        try:
+            from kvtrie.api.sidecar.client import SidecarTier
+        except ModuleNotFoundError as error:
+            if error.name != "httpx":
+                raise
+            raise InputError("the sidecar's client needs httpx: pip install 'kvtrie[all]'") from error
         return SidecarTier(url, api_key=api_key, shared_scopes=shared_scopes)
     return StoreTier(open_store(url))

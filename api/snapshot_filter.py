@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot, TierView
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
+from kvtrie.prefix_tree.tombstones import tombstone_memory
 
 
 def only_scope(snapshot: Snapshot, scope: str) -> Snapshot:
@@ -29,7 +29,7 @@ def only_scope(snapshot: Snapshot, scope: str) -> Snapshot:
         namespaces=[snapshot.namespaces[i] for i in shown],
         nodes=[replace(node, namespace=number[node.namespace]) for node in kept],
         tombstones=stones,
-        counters={"tombstone_bytes": len(stones) * TOMBSTONE_BYTES},
+        counters={"tombstone_bytes": tombstone_memory(len(stones), min(1, len(stones)))},
     )
 
 

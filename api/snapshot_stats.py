@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtrie.prefix_tree.snapshot import Snapshot, TierView
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
+from kvtrie.prefix_tree.tombstones import tombstone_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def snapshot_stats(snapshot: Snapshot) -> SnapshotStats:
         unique_tokens=sum(len(node.tokens) for node in resident),
         path_tokens=sum(node.depth * chunk_tokens[node.namespace] for node in leaves),
         tombstones=len(snapshot.tombstones),
-        tombstone_bytes=len(snapshot.tombstones) * TOMBSTONE_BYTES,
+        tombstone_bytes=tombstone_memory(
+            len(snapshot.tombstones), len({stone.scope for stone in snapshot.tombstones})
+        ),
         counters=snapshot.counters,
     )

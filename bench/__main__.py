@@ -12,7 +12,7 @@ from bench.measure import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
-PARTS = ("tree", "planner", "serving")
+PARTS = ("tree", "planner", "serving", "sidecar")
 """Modules of this package, imported when they are run: the tree and its peers want no torch."""
 
 TARGETS = {
@@ -23,6 +23,8 @@ TARGETS = {
     "plan_leave_us": 60,
     "hit_over_deepcopy": 1.0,
     "hit_over_full_prefill": 0.12,
+    "sidecar_match_tcp_over_unix": 2.0,
+    "sidecar_load_tcp_over_unix": 2.0,
 }
 """Most that a figure should be; `batch_throughput_ratio` should be at least 3."""
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from bench.measure import median_seconds
 from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaneSequence
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import Tilings, plan_work
+from kvtrie.chunk_kernels.launch_items import plan_work
+from kvtrie.chunk_kernels.tilings import Tilings
+from kvtrie.chunk_kernels.work_split import CostModel
 from kvtrie.prefix_tree import ChunkShape, Plan, Planner, PlanSequence, check_plan, make_plan
 
 CHUNK_TOKENS = 64

@@ -5,7 +5,7 @@ from kvtrie.chunk_kernels.decode_lanes import DecodeLanes, LaneSequence
 from kvtrie.chunk_kernels.launch_plan import LaunchPlan
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.reference import attend_reference
-from kvtrie.chunk_kernels.slots import SlotAllocator
+from kvtrie.chunk_kernels.slot_allocator import SlotAllocator
 from kvtrie.chunk_kernels.step import Step, StepSequence, prepare_step
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
 from kvtrie.chunk_kernels.write import write_kv, write_triton

@@ -2,7 +2,7 @@
 
 Launched twice over the same code. `STORES_PARTIAL` items attend to a shared run, or to a piece of a long private
 one, and leave (out, lse). The others finish rows: they attend to a private run (or to nothing), merge the partials
-that were left for their rows in registers, and write the output. `launch_plan.py` says what stands in the arrays.
+that were left for their rows in registers, and write the output. `launch_items.py` describes the arrays.
 
 Reference: `kvtrie.chunk_kernels.reference`. Sources: ChunkAttention (arXiv 2402.15220) section 3.2 for the two
 phases; FlashAttention-2 (arXiv 2307.08691) algorithm 1 for the online softmax, here in base 2.
@@ -12,6 +12,22 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# Places of the fields of `launch_items.Item` and `launch_items.Merge`: a kernel takes no other module's names.
+ITEM_FIRST_ROW = tl.constexpr(0)
+ITEM_ROWS = tl.constexpr(1)
+ITEM_M_START = tl.constexpr(2)
+ITEM_SLOTS_AT = tl.constexpr(3)
+ITEM_FROM_TOKEN = tl.constexpr(4)
+ITEM_END_TOKEN = tl.constexpr(5)
+ITEM_START_POSITION = tl.constexpr(6)
+ITEM_PARTIAL_AT = tl.constexpr(7)
+ITEM_MERGES_AT = tl.constexpr(8)
+ITEM_FIELDS = tl.constexpr(9)
+MERGE_PARTIAL_AT = tl.constexpr(0)
+MERGE_FIRST_ROW = tl.constexpr(1)
+MERGE_ROWS = tl.constexpr(2)
+MERGE_FIELDS = tl.constexpr(3)
 
 
 @triton.jit
@@ -26,7 +42,7 @@ def attend_items(
     p_partial_out,  # fp32 [partials, VALUE_DIM]
     p_partial_lse,  # fp32 [partials], base 2
     p_items,  # int32 [items, ITEM_FIELDS]
-    p_counts,  # int32 [2]: items that store partials, items that finish
+    p_counts,  # int32 [COUNTS]: items that store partials, items that finish, two unused
     p_slots,  # int32 [table]
     p_positions,  # int64 [rows], the caller's order
     p_order,  # int32 [rows]: the caller's row of each plan row
@@ -67,14 +83,14 @@ def attend_items(
     # The grid covers a captured graph's capacity; the plan of the moment may have fewer items.
     if i_item >= tl.load(p_counts + (0 if STORES_PARTIAL else 1)):
         return
-    p_item = p_items + i_item * 9
-    first_row = tl.load(p_item)
-    rows = tl.load(p_item + 1)
-    m_start = tl.load(p_item + 2)
-    slots_at = tl.load(p_item + 3)
-    from_token = tl.load(p_item + 4)
-    end_token = tl.load(p_item + 5)
-    start_position = tl.load(p_item + 6)
+    p_item = p_items + i_item * ITEM_FIELDS
+    first_row = tl.load(p_item + ITEM_FIRST_ROW)
+    rows = tl.load(p_item + ITEM_ROWS)
+    m_start = tl.load(p_item + ITEM_M_START)
+    slots_at = tl.load(p_item + ITEM_SLOTS_AT)
+    from_token = tl.load(p_item + ITEM_FROM_TOKEN)
+    end_token = tl.load(p_item + ITEM_END_TOKEN)
+    start_position = tl.load(p_item + ITEM_START_POSITION)
 
     o_m = m_start + tl.arange(0, BLOCK_M)
     row = first_row + o_m // GROUP
@@ -181,7 +197,7 @@ def attend_items(
         acc *= unit
 
     if STORES_PARTIAL:
-        partial_at = tl.load(p_item + 7)
+        partial_at = tl.load(p_item + ITEM_PARTIAL_AT)
         out = acc / tl.where(total == 0, 1.0, total)[:, None]
         lse = tl.where(total == 0, float("-inf"), peak + tl.log2(total))
         o_partial = partial_at.to(tl.int64) + i_head * rows * GROUP + o_m
@@ -192,13 +208,14 @@ def attend_items(
             mask=m_row[:, None] & m_value[None, :],
         )
     else:
-        merges_at = tl.load(p_item + 8)
+        merges_at = tl.load(p_item + ITEM_MERGES_AT)
         first_merge = tl.load(p_merge_index + merges_at * 2)
         merges = tl.load(p_merge_index + merges_at * 2 + 1)
         for i_merge in range(first_merge, first_merge + merges):
-            their_at = tl.load(p_merges + i_merge * 3).to(tl.int64)
-            their_first_row = tl.load(p_merges + i_merge * 3 + 1)
-            their_rows = tl.load(p_merges + i_merge * 3 + 2)
+            p_merge = p_merges + i_merge * MERGE_FIELDS
+            their_at = tl.load(p_merge + MERGE_PARTIAL_AT).to(tl.int64)
+            their_first_row = tl.load(p_merge + MERGE_FIRST_ROW)
+            their_rows = tl.load(p_merge + MERGE_ROWS)
             o_partial = their_at + i_head * their_rows * GROUP + (row - their_first_row) * GROUP + o_m % GROUP
             their_lse = tl.load(p_partial_lse + o_partial, mask=m_row, other=float("-inf"))
             their_out = tl.load(

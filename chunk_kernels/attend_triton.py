@@ -43,7 +43,7 @@ def attend_stored(
     scale: float,
     variant: Variant = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """As `attend_triton`, over one layer's keys and values wherever they stand."""
+    """As `attend_triton`, over one layer's keys and values wherever they are stored."""
     query = query.contiguous()
     rows, q_heads, key_dim = query.shape
     variant.check_heads(q_heads, query.device)
@@ -54,7 +54,7 @@ def attend_stored(
     partial_out = torch.empty(partials, value_dim, dtype=torch.float32, device=query.device)
     partial_lse = torch.empty(partials, dtype=torch.float32, device=query.device)
     none = partial_lse  # stands in for pointers the variant does not read
-    for stores_partial, items, count, cut in (
+    for stores_partial, items, count, tiling in (
         (True, launch.items_partial, launch.sizes.partial_items, launch.tilings.partial),
         (False, launch.items_finish, launch.sizes.finish_items, launch.tilings.finish),
     ):
@@ -93,17 +93,19 @@ def attend_stored(
             VALUE_DIM=value_dim,
             BLOCK_KEY_DIM=max(16, triton.next_power_of_2(key_dim)),
             BLOCK_VALUE_DIM=max(16, triton.next_power_of_2(value_dim)),
-            BLOCK_M=cut.block_m,
-            BLOCK_N=cut.block_n,
+            BLOCK_M=tiling.block_m,
+            BLOCK_N=tiling.block_n,
             HAS_WINDOW=variant.window is not None,
             HAS_SOFTCAP=variant.softcap is not None,
             HAS_ALIBI=variant.slopes is not None,
             HAS_SINKS=variant.sinks is not None,
             QUANTISED=keys.scale is not None,
             PRECISION="ieee" if torch.version.hip or query.dtype != torch.float32 else "tf32x3",
-            num_warps=cut.num_warps,
-            num_stages=cut.num_stages,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
             # Not an option of AMD's backend.
-            **({} if cut.max_registers is None or torch.version.hip else {"maxnreg": cut.max_registers}),
+            **(
+                {} if tiling.max_registers is None or torch.version.hip else {"maxnreg": tiling.max_registers}
+            ),
         )
     return out, lse

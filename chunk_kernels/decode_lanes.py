@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import Sizes, Tilings, launch_over, plan_work
+from kvtrie.chunk_kernels.launch_items import Sizes, plan_work
+from kvtrie.chunk_kernels.launch_plan import launch_over
 from kvtrie.chunk_kernels.pool import ChunkPool
+from kvtrie.chunk_kernels.tilings import Tilings
+from kvtrie.chunk_kernels.work_split import CostModel
 from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.plan import PlanSequence
 from kvtrie.prefix_tree.plan_check import check_plan

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvtrie.chunk_kernels.quantise import STORED_DTYPES, StoredLayer, check_format, quantise
-from kvtrie.chunk_kernels.slots import SlotAllocator
+from kvtrie.chunk_kernels.slot_allocator import SlotAllocator
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.shape import ChunkShape
 

@@ -1,7 +1,7 @@
 """One step, checked and placed: which sequences take part, and where their new tokens' KV goes.
 
 Each path of `attend` derives its own form of work from a step, once for all layers: items over views
-(`torch_work.py`), or the arrays of a kernel launch (`launch_plan.py`).
+(`torch_items.py`), or the arrays of a kernel launch (`launch_plan.py`).
 """
 
 from __future__ import annotations

@@ -14,15 +14,39 @@ from typing import Any
 
 import torch
 
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
+from kvtrie.chunk_kernels.work_split import CostModel
 from kvtrie.prefix_tree.errors import InputError
 
 TABLES = Path(__file__).parent / "tuned"
 FALLBACK = "sm_80"
 """The table for devices that have none of their own: the tightest of the NVIDIA ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a tile is computed, for one device and shape."""
+
+    block_m: int = 16
+    """(row, group head) pairs per tile: 16 or more, a power of two."""
+    block_n: int = 64
+    """Tokens per inner step, a power of two."""
+    num_warps: int = 4
+    num_stages: int = 2
+    max_registers: int | None = None
+    """Per thread, on NVIDIA. If None, the assembler may spill a few bytes to the stack to run more programs per
+    processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tilings:
+    """How a step's two launches are tiled."""
+
+    partial: Tiling = Tiling()
+    """Shared runs, with the rows of all their readers, and pieces of long private runs."""
+    finish: Tiling = Tiling()
+    """Each sequence's own rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from kvtrie.chunk_kernels.partial import composed_attention, merge, partial_atte
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.quantise import StoredLayer
 from kvtrie.chunk_kernels.step import Step
-from kvtrie.chunk_kernels.torch_work import CausalItem, RunItem, SlabItem, Span, torch_work
+from kvtrie.chunk_kernels.torch_items import CausalItem, RunItem, SlabItem, Span, torch_work
 from kvtrie.chunk_kernels.variant import PLAIN, Variant
-from kvtrie.chunk_kernels.varied_work import DenseItem, DenseSlab, varied_items
+from kvtrie.chunk_kernels.variant_items import DenseItem, DenseSlab, varied_items
 
 
 def attend_two_phase(

@@ -27,9 +27,10 @@ from kvtrie.prefix_tree.planner import Planner, make_plan
 from kvtrie.prefix_tree.policies import LeastRecentlyUsed
 from kvtrie.prefix_tree.policy import EvictionPolicy
 from kvtrie.prefix_tree.shape import ChunkShape
-from kvtrie.prefix_tree.snapshot import Snapshot, take_snapshot
+from kvtrie.prefix_tree.snapshot import Snapshot
 from kvtrie.prefix_tree.tier import Tier
 from kvtrie.prefix_tree.tree import Evicted, PrefixTree
+from kvtrie.prefix_tree.tree_copy import TreeCopy, copy_tree, take_snapshot
 
 __all__ = [
     "AccessDenied",
@@ -63,9 +64,11 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "Tier",
+    "TreeCopy",
     "UnsupportedModel",
     "check",
     "check_plan",
+    "copy_tree",
     "make_plan",
     "take_snapshot",
 ]

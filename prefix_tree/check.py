@@ -22,7 +22,12 @@ def check(tree: PrefixTree) -> None:
     for root in tree.roots():
         _check_order(root)
         assert not root.is_resident and root.claim is None
+    assert len(tree) == len(nodes), "index and collided nodes are not as many as all nodes"
+    assert set(map(id, tree.nodes())) == set(map(id, nodes)), "index and collided nodes are not all nodes"
+    _check_roots(tree, nodes)
     _check_holds(tree, nodes)
+    _check_pins(tree)
+    assert tree.tombstones.size_bytes <= tree.tombstones.most_bytes, "tombstones beyond their bound"
     for number in range(len(tree.tiers)):
         _check_tier(tree, number, nodes)
 
@@ -55,6 +60,30 @@ def _check_order(node: Node) -> None:
         assert tokens == sorted(set(tokens)), f"children of {node.key.hex()} are not in order"
 
 
+def _check_roots(tree: PrefixTree, nodes: list[Node]) -> None:
+    roots = tree.roots()
+    count = Counter(id(node.root) for node in nodes)
+    digests = [root.key for root in roots]
+    assert len(digests) == len(set(digests)), "two roots of one namespace"
+    assert set(count) <= set(map(id, roots)), "a node of a root that is not kept"
+    for root in roots:
+        assert root.nodes == count[id(root)], f"nodes of root {root.key.hex()}"
+    idle = sum(root.nodes == 0 for root in roots)
+    assert tree._roots.idle == idle <= tree._roots.most_idle, "idle roots"
+
+
+def _check_pins(tree: PrefixTree) -> None:
+    of_scope: dict[str, set[Node]] = {}
+    for pin in tree.pins:
+        of_scope.setdefault(pin.node.root.scope, set()).update(pin.node.path())
+    plain = {scope: sum(node.largest_bytes for node in nodes) for scope, nodes in of_scope.items()}
+    assert {scope: size for scope, size in plain.items() if size} == tree._pin_book.by_scope(), "pinned bytes"
+    ending = {pin for pin in tree.pins if pin.ends_seconds is not None}
+    assert ending == {tree._pin_book._by_number.get(number) for _, number in tree._pin_book._ending} - {
+        None
+    }, "a pin that nothing will end"
+
+
 def _check_holds(tree: PrefixTree, nodes: list[Node]) -> None:
     holds: Counter[int] = Counter()
     uses: Counter[int] = Counter()
@@ -73,6 +102,7 @@ def _check_holds(tree: PrefixTree, nodes: list[Node]) -> None:
 
 def _check_tier(tree: PrefixTree, number: int, nodes: list[Node]) -> None:
     tier = tree.tiers[number]
+    assert tier.policy_error is None, f"{tier.name}: its policy raised {tier.policy_error!r}"
     here: list[Residence] = [r for node in nodes if (r := node.at[number]) is not None]
     for residence in here:
         children = [c for c in residence.node.all_children() if c.at[number] is not None]

@@ -11,7 +11,7 @@ Hits, uses, last use and readers are kept on the deepest node a request touched;
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Union
@@ -92,15 +92,15 @@ class Node:
         "at",
         "children",
         "claim",
-        "created_at",
+        "created_seconds",
         "depth",
         "grafts",
         "hits",
         "key",
-        "last_used_at",
         "parent",
         "root",
         "tokens",
+        "used_seconds",
     )
 
     def __init__(
@@ -121,8 +121,25 @@ class Node:
         """The claim that is computing this chunk; None once it is resident."""
         self.hits = 0
         """Requests whose deepest reused chunk was this node, or a descendant that has since gone."""
-        self.created_at = now
-        self.last_used_at = now
+        self.created_seconds = now
+        """Time of its making, on the tree's steady clock."""
+        self.used_seconds = now
+        """Time of its last use, or of that of a descendant that has since gone, on the tree's steady clock."""
+
+    @property
+    def created_at(self) -> float:
+        """`created_seconds` as unix seconds, by the wall clock as it is set now. For people."""
+        return self.root.unix_of(self.created_seconds)
+
+    @property
+    def last_used_at(self) -> float:
+        """`used_seconds` as unix seconds, by the wall clock as it is set now. For people."""
+        return self.root.unix_of(self.used_seconds)
+
+    @property
+    def largest_bytes(self) -> int:
+        """What it takes in the tier where it takes most; 0 while it is pending."""
+        return max((here.size_bytes for here in self.at if here is not None), default=0)
 
     @property
     def is_resident(self) -> bool:
@@ -206,13 +223,34 @@ class Node:
 
 
 class Root(Node):
-    """Where a namespace's paths begin: depth 0, no tokens, never resident, never evicted."""
+    """Where a namespace's paths begin: depth 0, no tokens, never resident, never evicted.
 
-    __slots__ = ("namespace",)
+    Args:
+        namespace: the namespace.
+        tiers: how many tiers the tree has.
+        now: seconds of the tree's steady clock.
+        unix_of: makes unix seconds of such seconds.
+    """
 
-    def __init__(self, namespace: Namespace, tiers: int, now: float) -> None:
+    __slots__ = ("__weakref__", "namespace", "nodes", "unix_of")
+
+    def __init__(
+        self, namespace: Namespace, tiers: int, now: float, unix_of: Callable[[float], float] = float
+    ) -> None:
         super().__init__(None, self, namespace.digest, b"", tiers, now)
         self.namespace = namespace
+        self.unix_of = unix_of
+        self.nodes = 0
+        """Nodes of this namespace in the tree, pending ones and grafts included."""
+
+    @property
+    def root(self) -> Root:
+        """Itself. No reference is kept, so that a root that nobody holds is freed at once."""
+        return self
+
+    @root.setter
+    def root(self, root: Root) -> None:
+        assert root is self
 
     @property
     def scope(self) -> str:

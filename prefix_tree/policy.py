@@ -31,7 +31,7 @@ class EvictionPolicy(Protocol):
     def finished(self, residence: Residence, matched_chunks: int) -> None:
         """A request is through: once per request and tier, at the deepest resident node of its path, before its
         hold there ends. `matched_chunks` of the path were resident when it came; its time is the node's
-        `last_used_at`.
+        `used_seconds`, on the tree's steady clock.
         """
 
     def victim(self) -> Residence | None:

@@ -11,12 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.namespace import namespace_fields
-from kvtrie.prefix_tree.node import Node, Root
-from kvtrie.prefix_tree.tree import PrefixTree
 
 FORMAT = "kvtrie-snapshot"
 VERSION = 1
@@ -157,92 +153,3 @@ def _parse(document: Mapping[str, Any]) -> Snapshot:
         tombstones=[TombstoneView(**stone) for stone in document["tombstones"]],
         counters=dict(document["counters"]),
     )
-
-
-def take_snapshot(
-    tree: PrefixTree, source: str, counters: Mapping[str, int | float] | None = None
-) -> Snapshot:
-    """Pictures a tree as it is now. O(nodes)."""
-    roots = tree.roots()
-    number = {id(root): i for i, root in enumerate(roots)}
-    order = list(tree.walk())
-    ids = {id(node): i for i, node in enumerate(order)}
-    below = _settle_upwards(tree, order)
-    nodes = [
-        NodeView(
-            id=ids[id(node)],
-            parent=None if node.parent is None or isinstance(node.parent, Root) else ids[id(node.parent)],
-            namespace=number[id(node.root)],
-            key=node.key.hex(),
-            depth=node.depth,
-            tokens=np.frombuffer(node.tokens, np.int32).tolist(),
-            readers=below[id(node)].readers,
-            hits=below[id(node)].hits,
-            tiers={tree.tiers[i].name: r.size_bytes for i, r in enumerate(node.at) if r is not None},
-            pin=below[id(node)].pin,
-            pending=node.claim is not None,
-            created_at=node.created_at,
-            last_used_at=below[id(node)].last_used_at,
-        )
-        for node in order
-    ]
-    return Snapshot(
-        source=source,
-        taken_at=tree.clock(),
-        chunk_tokens=tree.chunk_tokens,
-        tiers=[
-            TierView(
-                t.name, t.capacity_bytes, t.used_bytes, t.pending_bytes, t.free_bytes, t.chunks,
-                {scope: asdict(booked) for scope, booked in t.scopes.items()},
-            )
-            for t in tree.tiers
-        ],
-        namespaces=[NamespaceView(r.key.hex(), r.namespace.public_fields()) for r in roots],
-        nodes=nodes,
-        tombstones=[
-            TombstoneView(scope, s.key.hex(), s.depth, s.tier, s.evicted_at, s.reason)
-            for scope, s in tree.tombstones
-        ],
-        counters={
-            **(counters or {}),
-            **{f"evictions.{reason}": count for reason, count in tree.evictions.items()},
-            "tombstone_bytes": tree.tombstones.size_bytes,
-        },
-    )  # fmt: skip
-
-
-@dataclass(slots=True)
-class _Below:
-    """What a node inherits from its subtree (see node.py: kept on the deepest node only)."""
-
-    readers: int
-    hits: int
-    last_used_at: float
-    pin: PinView | None
-
-
-def _settle_upwards(tree: PrefixTree, order: list[Node]) -> dict[int, _Below]:
-    below = {id(node): _Below(0, node.hits, node.last_used_at, None) for node in order}
-    for lease in tree.leases:
-        if lease.node.depth:
-            below[id(lease.node)].readers += 1
-    for pin in tree.pins:
-        here = below[id(pin.node)]
-        here.pin = _longer(here.pin, PinView(pin.name, pin.expires_at))
-    for node in reversed(order):
-        above = below.get(id(node.parent))
-        if above is not None:
-            mine = below[id(node)]
-            above.readers += mine.readers
-            above.hits += mine.hits
-            above.last_used_at = max(above.last_used_at, mine.last_used_at)
-            above.pin = _longer(above.pin, mine.pin)
-    return below
-
-
-def _longer(one: PinView | None, other: PinView | None) -> PinView | None:
-    if one is None or other is None:
-        return one or other
-    if one.expires_at is None or (other.expires_at is not None and other.expires_at <= one.expires_at):
-        return one
-    return other

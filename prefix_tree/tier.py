@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kvtrie.prefix_tree.errors import InputError
@@ -16,6 +17,8 @@ from kvtrie.prefix_tree.node import Residence
 from kvtrie.prefix_tree.policies.lru import LeastRecentlyUsed
 from kvtrie.prefix_tree.policies.scope_limits import ScopeLimits
 from kvtrie.prefix_tree.policy import EvictionPolicy
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -30,6 +33,9 @@ class ScopeBytes:
 
 class Tier:
     """Book-keeping of one tier; the bytes themselves belong to the pool or store behind it.
+
+    A policy that raises is given up: the error is logged and kept in `policy_error`, and from then on leaves are
+    evicted by LRU. An eviction under way goes on, and no request fails for it.
 
     Args:
         name: shown in dumps and figures.
@@ -54,13 +60,16 @@ class Tier:
     ) -> None:
         self.name = name
         self.capacity_bytes = capacity_bytes
-        self.policy: EvictionPolicy = policy if policy is not None else LeastRecentlyUsed()
+        self._shares = dict(shares or {})
         self._quotas = dict(quotas or {})
+        _check_limits(name, capacity_bytes, self._shares, self._quotas)
         self._limits: ScopeLimits | None = None
-        if shares or quotas:
-            _check_limits(name, capacity_bytes, shares or {}, self._quotas)
-            self._limits = ScopeLimits(self.policy, shares or {}, self._quotas, self.occupied_bytes)
-            self.policy = self._limits
+        self.policy: EvictionPolicy
+        """The order in which leaves are evicted, shares and quotas included."""
+        self._follow(policy if policy is not None else LeastRecentlyUsed())
+        self.policy_error: Exception | None = None
+        """What the policy raised, where it was given up."""
+        self._residences: Callable[[], Iterable[Residence]] = tuple
         self.used_bytes = 0
         self.pending_bytes = 0
         self.chunks = 0
@@ -120,16 +129,56 @@ class Tier:
         Raises:
             InputError: the scope has no quota here: its leaves are not kept apart.
         """
+        if scope is not None and scope not in self._quotas:
+            raise InputError(f"scope {scope} has no quota in tier {self.name}; evict without naming a scope")
+        try:
+            return self._victim(scope)
+        except Exception as error:
+            self.give_up_policy(error)
+            return self._victim(scope)
+
+    def _victim(self, scope: str | None) -> Residence | None:
         if scope is None:
             return self.policy.victim()
-        if self._limits is None or scope not in self._quotas:
-            raise InputError(f"scope {scope} has no quota in tier {self.name}; evict without naming a scope")
+        assert self._limits is not None
         return self._limits.victim_of(scope)
 
     def settle(self, residence: Residence) -> None:
         """Queues the residence for eviction if nothing keeps it."""
         if residence.children == 0 and residence.holds == 0:
-            self.policy.add(residence)
+            try:
+                self.policy.add(residence)
+            except Exception as error:
+                self.give_up_policy(error)
+
+    def settle_all(self) -> None:
+        """Queues every evictable residence, since an interrupted policy may have lost some. O(nodes)."""
+        for residence in self._residences():
+            self.settle(residence)
+
+    def serve(self, residences: Callable[[], Iterable[Residence]]) -> None:
+        """Becomes a tier of the tree whose residences in it are listed so."""
+        self._residences = residences
+
+    def _follow(self, policy: EvictionPolicy) -> None:
+        if not self._shares and not self._quotas:
+            self.policy = policy
+            return
+        self.policy = self._limits = ScopeLimits(policy, self._shares, self._quotas, self.occupied_bytes)
+        for scope in self._quotas:
+            # Nothing more, but from now on it is looked at whether the scope is above its quota.
+            self._limits.grew(scope, 0)
+
+    def give_up_policy(self, error: Exception) -> None:
+        """Goes on by LRU, because the policy raised `error`. The tree must be whole. O(nodes)."""
+        _LOG.error(
+            "tier %s: its eviction policy failed; least recently used from here on", self.name, exc_info=error
+        )
+        self.policy_error = error
+        self._follow(LeastRecentlyUsed())
+        for residence in self._residences():
+            residence.queued_at = -1
+        self.settle_all()
 
     def _scope(self, scope: str) -> ScopeBytes:
         booked = self.scopes.get(scope)

@@ -8,6 +8,15 @@ from typing import NamedTuple
 
 TOMBSTONE_BYTES = 280
 """Measured size of one tombstone with its place in the ring (CPython 3.11), for the memory figures."""
+RING_BYTES = 400
+"""Measured size of one scope's ring besides its tombstones."""
+MOST_BYTES = 16 << 20
+"""Memory that the tombstones of all scopes may take together."""
+
+
+def tombstone_memory(count: int, scopes: int) -> int:
+    """Bytes that `count` tombstones of so many scopes take."""
+    return count * TOMBSTONE_BYTES + scopes * RING_BYTES
 
 
 class Tombstone(NamedTuple):
@@ -18,17 +27,25 @@ class Tombstone(NamedTuple):
     """Chunks from the root, counting this one."""
     tier: str
     evicted_at: float
-    """Unix seconds."""
+    """Seconds, on the clock of whoever remembers it: of a `PrefixTree` the steady one."""
     reason: str
 
 
 class Tombstones:
-    """A bounded ring per scope; the oldest goes first."""
+    """A bounded ring per scope, the oldest tombstone first. Beyond the bound for all scopes together the scope
+    whose latest eviction is longest ago loses its oldest.
 
-    def __init__(self, per_scope: int) -> None:
+    Args:
+        per_scope: most that a scope remembers; 0 for none at all.
+        most_bytes: memory that all scopes' tombstones may take together.
+    """
+
+    def __init__(self, per_scope: int, most_bytes: int = MOST_BYTES) -> None:
         self.per_scope = per_scope
-        """Most that a scope remembers; 0 for none at all."""
-        self._rings: dict[str, OrderedDict[bytes, Tombstone]] = {}
+        self.most_bytes = most_bytes
+        self._rings: OrderedDict[str, OrderedDict[bytes, Tombstone]] = OrderedDict()
+        """By scope, the one with the latest eviction last; none is empty."""
+        self._count = 0
 
     def add(self, scope: str, stone: Tombstone) -> None:
         """Remembers an eviction, forgetting the scope's oldest when the ring is full."""
@@ -37,20 +54,41 @@ class Tombstones:
         ring = self._rings.get(scope)
         if ring is None:
             ring = self._rings[scope] = OrderedDict()
+        else:
+            self._rings.move_to_end(scope)
+        before = len(ring)
         ring[stone.key] = stone
-        ring.move_to_end(stone.key)
-        if len(ring) > self.per_scope:
+        if len(ring) == before:
+            ring.move_to_end(stone.key)
+            return
+        if before == self.per_scope:
             ring.popitem(last=False)
+            return
+        self._count += 1
+        while self.size_bytes > self.most_bytes:
+            scope, ring = next(iter(self._rings.items()))
+            ring.popitem(last=False)
+            self._removed_from(scope, ring)
 
     def discard(self, scope: str, key: bytes) -> None:
         """Forgets a chunk that is cached again."""
-        if scope in self._rings:
-            self._rings[scope].pop(key, None)
+        ring = self._rings.get(scope)
+        if ring is not None and ring.pop(key, None) is not None:
+            self._removed_from(scope, ring)
+
+    def _removed_from(self, scope: str, ring: OrderedDict[bytes, Tombstone]) -> None:
+        self._count -= 1
+        if not ring:
+            del self._rings[scope]
 
     def find(self, scope: str, key: bytes) -> Tombstone | None:
         """The tombstone of a chunk of this scope, or None."""
         ring = self._rings.get(scope)
         return None if ring is None else ring.get(key)
+
+    def by_scope(self) -> list[tuple[str, list[Tombstone]]]:
+        """A copy: each scope's tombstones, oldest first."""
+        return [(scope, list(ring.values())) for scope, ring in self._rings.items()]
 
     def __iter__(self) -> Iterator[tuple[str, Tombstone]]:
         for scope, ring in self._rings.items():
@@ -58,7 +96,7 @@ class Tombstones:
                 yield scope, stone
 
     def __len__(self) -> int:
-        return sum(len(ring) for ring in self._rings.values())
+        return self._count
 
     def __bool__(self) -> bool:
         return bool(self._rings)
@@ -66,4 +104,4 @@ class Tombstones:
     @property
     def size_bytes(self) -> int:
         """Memory the rings take."""
-        return len(self) * TOMBSTONE_BYTES
+        return tombstone_memory(self._count, len(self._rings))

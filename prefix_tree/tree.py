@@ -15,21 +15,30 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from kvtrie.prefix_tree.claims import Claim
 from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
-from kvtrie.prefix_tree.holds import Lease, Pin, residences_to_hold
+from kvtrie.prefix_tree.holds import Lease, Pin, held_bytes, residences_to_hold
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.matching import Matching
 from kvtrie.prefix_tree.namespace import Namespace
 from kvtrie.prefix_tree.node import Node, Residence, Root
+from kvtrie.prefix_tree.pin_book import PinBook
+from kvtrie.prefix_tree.roots import ROOT_BYTES, Roots
 from kvtrie.prefix_tree.tier import Tier
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
+
+_SET_SECONDS = 0.1
+"""A wall clock that is off by more than this was set; less is drift."""
+REMEMBERED_BYTES = 16 << 20
+"""Memory for what has left a tree, unless it is told otherwise."""
 
 
 class Evicted(NamedTuple):
@@ -47,8 +56,11 @@ class PrefixTree:
         chunk_tokens: tokens per chunk.
         tiers: book-keeping of each tier.
         digest: hash behind chunk keys; collisions cost speed, never correctness.
-        clock: unix seconds.
+        clock: unix seconds, for what people read. It may be set back.
+        steady: seconds of a clock that is never set; every lifetime and age follows it.
         tombstones_per_scope: how many evictions each scope remembers.
+        remembered_bytes: memory for what has left: half for tombstones of all scopes together, half for roots of
+            namespaces that hold nothing.
         pin_budget_bytes: most bytes each scope may pin; None for no limit.
 
     Raises:
@@ -62,7 +74,9 @@ class PrefixTree:
         *,
         digest: Digest = xxh3_128_digest,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         tombstones_per_scope: int = 1024,
+        remembered_bytes: int = REMEMBERED_BYTES,
         pin_budget_bytes: int | None = None,
     ) -> None:
         if chunk_tokens < 1:
@@ -72,35 +86,79 @@ class PrefixTree:
         self.chunk_tokens = chunk_tokens
         self.tiers = list(tiers)
         self.clock = clock
-        self.tombstones = Tombstones(tombstones_per_scope)
+        self.steady = steady
+        self._unix_less_steady = inf
+        """What makes unix seconds of the steady clock's, as of the last time the wall clock was seen to be set."""
+        self.tombstones = Tombstones(tombstones_per_scope, remembered_bytes // 2)
         self.evictions: Counter[str] = Counter()
         """Evicted chunks by reason."""
         self.leases: set[Lease] = set()
-        self.pins: set[Pin] = set()
+        self._pin_book = PinBook()
+        self.pins: Set[Pin] = self._pin_book.pins
+        """Pins in force, and those whose time is over that nothing has run into yet."""
         self._pin_budget_bytes = pin_budget_bytes
         self._digest = digest
-        self._roots: dict[bytes, Root] = {}
+        self._roots = Roots(self._new_root, remembered_bytes // 2 // ROOT_BYTES)
         self._index: dict[bytes, Node] = {}
+        self._collided: set[Node] = set()
+        """Nodes that are not in the index, because another node has their key."""
         self._matching = Matching(self._index, digest, chunk_tokens)
         self._tick = 0
+        self._untold: list[list[Evicted]] = [[] for _ in tiers]
+        """By tier, what an `evict` took out that was interrupted before it could return it."""
+        for number, tier in enumerate(self.tiers):
+            tier.serve(partial(self._residences, number))
 
     # ---- reading
 
     def root(self, namespace: Namespace) -> Root:
-        """The root of a namespace, created on first use."""
-        root = self._roots.get(namespace.digest)
-        if root is None:
-            root = Root(namespace, len(self.tiers), self.clock())
-            self._roots[namespace.digest] = root
-        return root
+        """The root of a namespace: the same object for as long as anybody holds it, or a node is below it."""
+        return self._roots.of(namespace)
+
+    def _new_root(self, namespace: Namespace) -> Root:
+        return Root(namespace, len(self.tiers), self.steady(), self.unix_of)
 
     def roots(self) -> list[Root]:
-        """Every namespace's root, oldest first."""
-        return list(self._roots.values())
+        """The root of every namespace that has a node, and of the last few that have none: see `roots.py`."""
+        return list(self._roots)
+
+    def unix_of(self, steady_seconds: float) -> float:
+        """Unix seconds, by the wall clock as it is set now, of a time on the steady clock.
+
+        A time has the same unix seconds whenever it is asked for, until the wall clock is set.
+        """
+        before = self.steady()
+        difference = self.clock() - before
+        # What passed between the readings is no setting of the clock.
+        if abs(difference - self._unix_less_steady) > _SET_SECONDS + self.steady() - before:
+            self._unix_less_steady = difference
+        return steady_seconds + self._unix_less_steady
+
+    def pinned_bytes(self, scope: str) -> int:
+        """What a scope has pinned, each chunk once, in the tier where it is largest."""
+        return self._pin_book.bytes_of(scope)
+
+    def figures(self) -> dict[str, int]:
+        """What is kept besides chunks: namespaces, tombstones and pins, each with its bytes."""
+        return {
+            "namespaces": len(self._roots),
+            "namespace_bytes": self._roots.size_bytes,
+            "tombstones": len(self.tombstones),
+            "tombstone_bytes": self.tombstones.size_bytes,
+            "pins": len(self.pins),
+            "pinned_bytes": self._pin_book.size_bytes,
+        }
 
     def __len__(self) -> int:
         """Nodes, pending ones included, roots not."""
-        return sum(1 for _ in self.walk())
+        return len(self._index) + len(self._collided)
+
+    def nodes(self) -> list[Node]:
+        """Every node, in no order; roots left out."""
+        return [*self._index.values(), *self._collided]
+
+    def _residences(self, tier: int) -> Iterator[Residence]:
+        return (here for node in self.nodes() if (here := node.at[tier]) is not None)
 
     def walk(self) -> Iterator[Node]:
         """Every node, depth first, children in token order; roots left out."""
@@ -134,9 +192,10 @@ class PrefixTree:
 
         O(tiers), and a walk up the path in each tier that does not hold its last chunk.
         """
+        lease = self.lease_node(match.node, uses=1)
         if match.cached_tokens:
             (match.partial if match.partial is not None else match.node).hits += 1
-        return self.lease_node(match.node, uses=1)
+        return lease
 
     def lease_node(self, node: Node, uses: int = 0) -> Lease:
         """Holds the path to `node` without counting a hit; counts as `uses` uses, one if it is for a request."""
@@ -144,7 +203,11 @@ class PrefixTree:
         if uses:
             for residence in held:
                 residence.uses += uses
-                self.tiers[residence.tier].policy.used(residence, self._tick + 1)
+                tier = self.tiers[residence.tier]
+                try:
+                    tier.policy.used(residence, self._tick + 1)
+                except Exception as error:
+                    tier.give_up_policy(error)
         self._hold(node, held)
         lease = Lease(node, held, uses)
         self.leases.add(lease)
@@ -158,8 +221,8 @@ class PrefixTree:
             residence.uses += lease.uses
         for residence in lease.held:
             residence.uses -= lease.uses
-        self._unhold(lease.held)
-        lease.node, lease.held = node, held
+        left, lease.node, lease.held = lease.held, node, held
+        self._unhold(left)
 
     def release(self, lease: Lease) -> None:
         """Ends a lease.
@@ -171,51 +234,55 @@ class PrefixTree:
         self._touch(lease.node, lease.held)
         if lease.uses:
             for residence in lease.held:
-                matched = lease.matched.get(residence.tier, 0)
-                self.tiers[residence.tier].policy.finished(residence, matched)
+                tier = self.tiers[residence.tier]
+                try:
+                    tier.policy.finished(residence, lease.matched.get(residence.tier, 0))
+                except Exception as error:
+                    tier.give_up_policy(error)
         self._unhold(lease.held)
 
-    def pin(self, node: Node, name: str = "", expires_at: float | None = None) -> Pin:
-        """Holds the path to `node` until `unpin` or `expires_at` (unix seconds).
+    def pin(self, node: Node, name: str = "", seconds: float | None = None) -> Pin:
+        """Holds the path to `node` until `unpin`, or for so many `seconds` of the steady clock.
+
+        O(chunks of the path that no pin of its scope is on), and O(log pins).
 
         Raises:
-            InputError: `node` is a root: there is nothing to hold.
+            InputError: `node` is a root or pending: there is nothing to hold; or `seconds` is not above 0.
             PinBudgetExceeded: the scope would pin more than `pin_budget_bytes`.
         """
         if node.depth == 0:
             raise InputError("nothing to pin: the prompt has no whole chunk in the cache")
+        if not node.is_resident:
+            raise InputError("nothing to pin: the prompt's last whole chunk is still being computed")
+        if seconds is not None and not seconds > 0:
+            raise InputError(
+                f"a pin for {seconds} seconds holds nothing; give more than 0, or no time at all"
+            )
         self.expire_pins()
         if self._pin_budget_bytes is not None:
-            scope = node.root.scope
-            pinned = self._pinned_bytes(scope, node)
+            pinned = self._pin_book.bytes_with(node)
             if pinned > self._pin_budget_bytes:
                 raise PinBudgetExceeded(
-                    f"pinning {name or 'this path'} would hold {pinned} bytes for scope {scope}, whose "
+                    f"pinning {name or 'this path'} would hold {pinned} bytes for scope {node.root.scope}, whose "
                     f"budget is {self._pin_budget_bytes}; unpin something, or raise the budget"
                 )
-        pin = Pin(node, residences_to_hold(node), name, expires_at)
+        ends_seconds = None if seconds is None else self.steady() + seconds
+        pin = Pin(node, residences_to_hold(node), name, ends_seconds)
         self._hold(node, pin.held)
-        self.pins.add(pin)
+        self._pin_book.add(pin)
         return pin
 
     def unpin(self, pin: Pin) -> None:
         """Ends a pin; a pin that has expired already is fine."""
         if pin in self.pins:
-            self.pins.remove(pin)
+            self._pin_book.remove(pin)
             self._unhold(pin.held)
 
     def expire_pins(self) -> None:
-        """Ends every pin whose time has come."""
-        now = self.clock()
-        for pin in [pin for pin in self.pins if pin.expires_at is not None and pin.expires_at <= now]:
+        """Ends every pin whose time is over. O(log pins) for each of these."""
+        now = self.steady()
+        while (pin := self._pin_book.over(now)) is not None:
             self.unpin(pin)
-
-    def _pinned_bytes(self, scope: str, extra: Node) -> int:
-        nodes = set(extra.path())
-        for pin in self.pins:
-            if pin.node.root.scope == scope:
-                nodes.update(pin.node.path())
-        return sum(max((r.size_bytes for r in node.at if r is not None), default=0) for node in nodes)
 
     def _hold(self, node: Node, held: list[Residence]) -> None:
         self._touch(node, held)
@@ -230,7 +297,7 @@ class PrefixTree:
     def _touch(self, node: Node, held: list[Residence]) -> None:
         # Of a path that ends in a lower tier, the upper tiers' part is in use too.
         self._tick += 1
-        node.last_used_at = self.clock()
+        node.used_seconds = self.steady()
         for residence in held:
             residence.last_use = self._tick
 
@@ -243,7 +310,7 @@ class PrefixTree:
         """
         assert match.awaits is None, "a request that must wait claims nothing"
         claim, parent, key = Claim([]), match.node, match.chain_key
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.clock()
+        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
         for end in range((len(match.path) + 1) * step, len(tokens) + 1, step):
             chunk = tokens[end - step : end]
             if parent is match.node and parent.find(match.root, chunk) is not None:
@@ -281,7 +348,7 @@ class PrefixTree:
         Returns the node that now stands there. If its handle is not the one passed, another request
         stored the chunk first, and the handle passed is still the caller's.
         """
-        node = self._store(parent, root, key, chunk, tier, handle, size_bytes, self.clock())
+        node = self._store(parent, root, key, chunk, tier, handle, size_bytes, self.steady())
         residence = node.at[tier]
         assert residence is not None
         self.tiers[tier].settle(residence)
@@ -293,7 +360,7 @@ class PrefixTree:
         """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
         nodes: list[Node] = []
         parent, key, root = match.node, match.chain_key, match.root
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.clock()
+        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
         end = (len(match.path) + 1) * step
         for place, handle in enumerate(handles):
             chunk = tokens[end - step : end]
@@ -316,10 +383,11 @@ class PrefixTree:
         self, node: Node, key: bytes, tokens: bytes, tier: int, handles: Sequence[object], size_bytes: int
     ) -> list[Node]:
         """Stores a chain of chunks below a node without children, as `_store` would one by one."""
-        root, now, tiers = node.root, node.created_at, len(self.tiers)
+        root, now, tiers = node.root, node.created_seconds, len(self.tiers)
         above = node.at[tier]
         assert above is not None
         digest, index, step = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
+        tombstones = self.tombstones if self.tombstones else None
         self._tick += 1
         tick, nodes, end = self._tick, [], 0
         for handle in handles:
@@ -328,13 +396,15 @@ class PrefixTree:
             key = digest(key + chunk)
             child = Node(node, root, key, chunk, tiers, now)
             node.children = child
-            index.setdefault(key, child)
+            if index.setdefault(key, child) is not child:
+                self._collided.add(child)
             above.children = above.children_ever = 1
             child.at[tier] = above = Residence(child, tier, handle, size_bytes, tick)
-            if self.tombstones:
-                self.tombstones.discard(root.scope, key)
+            if tombstones is not None:
+                tombstones.discard(root.scope, key)
             node = child
             nodes.append(child)
+        root.nodes += len(nodes)
         self.tiers[tier].entered(root.scope, len(nodes), len(nodes) * size_bytes)
         return nodes
 
@@ -360,6 +430,8 @@ class PrefixTree:
         self._tick += 1
         residence = Residence(node, tier, handle, size_bytes, self._tick)
         self.tiers[tier].entered(root.scope, 1, size_bytes)
+        if self.pins:
+            self._pin_book.resized(node, max(0, size_bytes - node.largest_bytes))
         node.at[tier] = residence
         if above is not None:
             above.children += 1
@@ -371,7 +443,11 @@ class PrefixTree:
     def _attach(self, parent: Node, root: Root, key: bytes, chunk: bytes, now: float) -> Node:
         node = Node(parent, root, key, chunk, len(self.tiers), now)
         parent.add(node)
-        self._index.setdefault(key, node)
+        if self._index.setdefault(key, node) is not node:
+            self._collided.add(node)
+        root.nodes += 1
+        if root.nodes == 1:
+            self._roots.filled(root)
         return node
 
     # ---- shrinking
@@ -381,31 +457,71 @@ class PrefixTree:
     ) -> list[Evicted]:
         """Takes leaves out of a tier until `size_bytes` are freed or nothing more may go.
 
-        With `scope`, which must have a quota in that tier, only chunks of that scope go.
-        Returns what left, in the order it left; the caller owns the handles.
+        With `scope`, which must have a quota in that tier, only chunks of that scope are evicted.
+        Returns what left, in the order it left; the caller owns the handles. A call that is interrupted loses
+        none: `untold`, or the next call for this tier, returns what it took out.
 
         Raises:
             InputError: `scope` has no quota in that tier.
         """
         if self.pins:
             self.expire_pins()
-        evicted: list[Evicted] = []
-        freed, place, now = 0, self.tiers[tier], self.clock()
-        while freed < size_bytes and (residence := place.victim(scope)) is not None:
-            self._leave(residence, place, reason, now)
-            evicted.append(Evicted(residence.node, residence.handle, residence.size_bytes))
-            freed += residence.size_bytes
+        evicted, place, now = self._untold[tier], self.tiers[tier], self.steady()
+        before = len(evicted)
+        freed = sum(chunk.size_bytes for chunk in evicted) if evicted else 0
+        try:
+            while freed < size_bytes and (residence := place.victim(scope)) is not None:
+                above = self._leave(residence, place, reason, now)
+                evicted.append(Evicted(residence.node, residence.handle, residence.size_bytes))
+                freed += residence.size_bytes
+                if above is not None:
+                    place.settle(above)
+        except BaseException:
+            place.settle_all()
+            raise
+        finally:
+            if evicted:
+                self.evictions[reason] += len(evicted) - before
         if evicted:
-            self.evictions[reason] += len(evicted)
+            self._untold[tier] = []
         return evicted
 
-    def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> None:
+    def untold(self, tier: int) -> list[Evicted]:
+        """What an interrupted `evict` took out of a tier; the caller owns the handles from here on."""
+        evicted, self._untold[tier] = self._untold[tier], []
+        return evicted
+
+    def can_free(self, tier: int, size_bytes: int) -> bool:
+        """Whether `evict` could free so much. Changes nothing, but that pins whose time is over end.
+
+        O(chunks under leases), and O(chunks under pins) where pins decide.
+        """
+        if self.pins:
+            self.expire_pins()
+        may_stay = self.tiers[tier].used_bytes - size_bytes
+        if may_stay < 0:
+            return False
+        seen: set[Node] = set()
+        held = held_bytes(self.leases, tier, seen)
+        if held > may_stay:
+            return False
+        # Scopes' pins may overlap, and chunks may be smaller here than elsewhere: this is the most they can hold.
+        if held + self._pin_book.size_bytes <= may_stay:
+            return True
+        return held + held_bytes(self.pins, tier, seen) <= may_stay
+
+    def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> Residence | None:
+        """Takes a leaf out of the tier; its parent's residence there, to be settled once the tree is whole."""
         node, number = residence.node, residence.tier
         tier.left(node.root.scope, residence.size_bytes)
         node.at[number] = None
+        if self.pins:
+            # Pinned, and yet a leaf to evict: it came into this tier after the pin, which holds it in another.
+            self._pin_book.resized(node, min(0, node.largest_bytes - residence.size_bytes))
         parent = node.parent
         assert parent is not None
-        parent.last_used_at = max(parent.last_used_at, node.last_used_at)
+        if node.used_seconds > parent.used_seconds:
+            parent.used_seconds = node.used_seconds
         above = parent.at[number]
         if above is not None:
             above.children -= 1
@@ -414,10 +530,10 @@ class PrefixTree:
                 above.last_use = residence.last_use
             if residence.credit > above.credit:
                 above.credit = residence.credit
-            tier.settle(above)
         if self.tombstones.per_scope:
             self.tombstones.add(node.root.scope, Tombstone(node.key, node.depth, tier.name, now, reason))
         self._detach_if_empty(node)
+        return above
 
     def _detach_if_empty(self, node: Node) -> None:
         if node.claim is not None or node.is_resident:
@@ -431,6 +547,13 @@ class PrefixTree:
         assert parent is not None
         parent.remove(node)
         parent.hits += node.hits
-        parent.last_used_at = max(parent.last_used_at, node.last_used_at)
+        if node.used_seconds > parent.used_seconds:
+            parent.used_seconds = node.used_seconds
         if self._index.get(node.key) is node:
             del self._index[node.key]
+        else:
+            self._collided.remove(node)
+        root = node.root
+        root.nodes -= 1
+        if root.nodes == 0:
+            self._roots.emptied(root)

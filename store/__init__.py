@@ -7,6 +7,7 @@ from kvtrie.store.namespace_record import decode_namespace, encode_namespace_rec
 from kvtrie.store.open_store import open_store
 from kvtrie.store.record import Record, decode_record, encode_record, expect_record
 from kvtrie.store.redis_store import RedisStore
+from kvtrie.store.store_key import store_key_from_environment
 from kvtrie.store.write_behind import WriteBehind, WriteBehindStats
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "encode_record",
     "expect_record",
     "open_store",
+    "store_key_from_environment",
 ]

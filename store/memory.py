@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from kvtrie.prefix_tree.errors import InputError, StoreFull, StoreUnavailable
 from kvtrie.store.contract import check_keys
+from kvtrie.store.per_process import PerProcess
 
 
 class MemoryStore:
@@ -23,7 +24,8 @@ class MemoryStore:
         if capacity_bytes is not None and capacity_bytes < 0:
             raise InputError(f"capacity_bytes must not be negative, got {capacity_bytes}")
         self._capacity_bytes = capacity_bytes
-        self._lock = threading.Lock()
+        # A forked child has a copy of the dict, and no thread of the parent that would open its lock.
+        self._locks: PerProcess[threading.Lock] = PerProcess(lambda _: threading.Lock())
         self._values: dict[bytes, bytes] = {}
         self._used_bytes = 0
         self._closed = False
@@ -36,14 +38,14 @@ class MemoryStore:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `Store`."""
         check_keys(keys)
-        with self._lock:
+        with self._locks.get():
             self._check_open()
             return [self._values.get(key) for key in keys]
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Store`. Items before the one that did not fit are stored."""
         check_keys(key for key, _ in items)
-        with self._lock:
+        with self._locks.get():
             self._check_open()
             for key, value in items:
                 held = self._values.get(key)
@@ -60,7 +62,7 @@ class MemoryStore:
     def delete_many(self, keys: Sequence[bytes]) -> int:
         """See `Store`."""
         check_keys(keys)
-        with self._lock:
+        with self._locks.get():
             self._check_open()
             removed = 0
             for key in keys:
@@ -72,13 +74,13 @@ class MemoryStore:
 
     def scan(self) -> Iterator[bytes]:
         """See `Store`. The keys are those of the moment of the call."""
-        with self._lock:
+        with self._locks.get():
             self._check_open()
             return iter(list(self._values))
 
     def close(self) -> None:
         """See `Store`. Everything held is forgotten."""
-        with self._lock:
+        with self._locks.get():
             self._closed = True
             self._values.clear()
             self._used_bytes = 0

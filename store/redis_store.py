@@ -11,6 +11,7 @@ from kvtrie.prefix_tree.errors import InputError, StoreFull, StoreUnavailable
 from kvtrie.store.breaker import CircuitBreaker
 from kvtrie.store.contract import check_keys
 from kvtrie.store.deadline import Deadline
+from kvtrie.store.per_process import PerProcess
 
 if TYPE_CHECKING:
     from kvtrie.store.redis_connection import RedisConnection, ScanPage
@@ -24,7 +25,8 @@ class RedisStore:
     Every call ends within `deadline_seconds`, connecting and logging in included; the moving of large
     batches counts too, so ask for what fits (Redis moves roughly 0.3 GiB/s in and 1 GiB/s out). A call
     that fails closes its connection and opens the circuit breaker: until it lets one try again, calls
-    raise at once. Connections are made as callers need them and kept for the next.
+    raise at once. Connections are made as callers need them and kept for the next. A process that was
+    forked makes its own; its `close` does not touch its parent's.
 
     Args:
         url: see `redis_url.REDIS_FORMS`; `unix://` is taken for `redis+unix://`.
@@ -57,12 +59,14 @@ class RedisStore:
         self._address = RedisAddress(url)
         self._deadline_seconds = deadline_seconds
         self._prefix = prefix.encode()
-        self._breaker = CircuitBreaker(
-            retry_after_seconds=retry_after_seconds, longest_seconds=longest_retry_seconds
-        )
-        self._lock = threading.Lock()
-        self._idle: list[RedisConnection] = []
-        self._closed = False
+
+        def open_pool(parents: _Pool | None) -> _Pool:
+            breaker = CircuitBreaker(
+                retry_after_seconds=retry_after_seconds, longest_seconds=longest_retry_seconds
+            )
+            return _Pool(breaker, is_closed=parents is not None and parents.is_closed)
+
+        self._pools = PerProcess(open_pool)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `Store`. A Redis key of another type than string is a miss."""
@@ -99,11 +103,7 @@ class RedisStore:
 
     def close(self) -> None:
         """See `Store`."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.disconnect()
+        self._pools.get().close()
 
     def _names(self, keys: Sequence[bytes]) -> list[bytes]:
         check_keys(keys)
@@ -118,18 +118,19 @@ class RedisStore:
 
     def _call(self, work: Callable[[RedisConnection], T]) -> T:
         """`work` on a connection of its own, under one deadline and behind the breaker."""
-        if self._closed:
+        pool = self._pools.get()
+        if pool.is_closed:
             raise StoreUnavailable(f"{self._address.shown}: closed")
-        ticket = self._breaker.enter(self._deadline_seconds)
+        ticket = pool.breaker.enter(self._deadline_seconds)
         if ticket is None:
             raise StoreUnavailable(
                 f"{self._address.shown}: failed before, "
-                f"not asked again for {self._breaker.wait_seconds():.1f} s"
+                f"not asked again for {pool.breaker.wait_seconds():.1f} s"
             )
         deadline = Deadline.after(self._deadline_seconds)
         connection = None
         try:
-            connection = self._take_idle(deadline) or self._address.connect(self._deadline_seconds, deadline)
+            connection = pool.take_idle(deadline) or self._address.connect(self._deadline_seconds, deadline)
             result = work(connection)
         except BaseException as error:
             # Replies may be on the way: whatever the error, nobody may read them as answers to his own.
@@ -139,13 +140,23 @@ class RedisStore:
             # TypeError, MemoryError or RecursionError, which are this server's fault all the same.
             if not isinstance(error, Exception):
                 raise
-            self._breaker.failed(ticket)
+            pool.breaker.failed(ticket)
             raise StoreUnavailable(f"{self._address.shown}: {type(error).__name__}: {error}") from error
-        self._breaker.succeeded(ticket)
-        self._keep_idle(connection)
+        pool.breaker.succeeded(ticket)
+        pool.keep_idle(connection)
         return result
 
-    def _take_idle(self, deadline: Deadline) -> RedisConnection | None:
+
+class _Pool:
+    """One process's connections that no call uses at the moment, and its breaker."""
+
+    def __init__(self, breaker: CircuitBreaker, *, is_closed: bool) -> None:
+        self.breaker = breaker
+        self.is_closed = is_closed
+        self._lock = threading.Lock()
+        self._idle: list[RedisConnection] = []
+
+    def take_idle(self, deadline: Deadline) -> RedisConnection | None:
         """A kept connection that is still in step, with `deadline` set; None where there is none."""
         while True:
             with self._lock:
@@ -156,9 +167,18 @@ class RedisStore:
                 return connection
             connection.disconnect()
 
-    def _keep_idle(self, connection: RedisConnection) -> None:
+    def keep_idle(self, connection: RedisConnection) -> None:
+        """Keeps a connection for the next call; disconnects it where the store has been closed meanwhile."""
         with self._lock:
-            if not self._closed:
+            if not self.is_closed:
                 self._idle.append(connection)
                 return
         connection.disconnect()
+
+    def close(self) -> None:
+        """Disconnects what is idle, and what is used now once it is not."""
+        with self._lock:
+            self.is_closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()

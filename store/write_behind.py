@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kvtrie.prefix_tree.errors import InputError, StoreError
 from kvtrie.store.breaker import CircuitBreaker
 from kvtrie.store.contract import Store, check_keys
+from kvtrie.store.per_process import PerProcess
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class WriteBehind:
     After a failure or a full store offers are refused for `retry_after_seconds` and what is queued is let
     go: a queue that kept waiting would keep device slots and host memory for a store that may never return.
 
+    A process that was forked begins with an empty queue, a thread of its own and counts of its own: what its
+    parent has queued, the parent writes.
+
     Args:
         max_bytes: most bytes queued at once.
         batch_bytes: most bytes given to one `put_many` (but at least one record), so that a batch fits
@@ -72,22 +76,16 @@ class WriteBehind:
     ) -> None:
         if max_bytes < 1 or batch_bytes < 1:
             raise InputError(f"max_bytes and batch_bytes must be above 0, got {max_bytes} and {batch_bytes}")
-        self._store = store
-        self._max_bytes = max_bytes
-        self._batch_bytes = batch_bytes
-        # Always the same pause: stores that are costly to ask have an exponential one of their own.
-        self._breaker = CircuitBreaker(
-            retry_after_seconds=retry_after_seconds, longest_seconds=retry_after_seconds
-        )
-        self._changed = threading.Condition()
-        self._queue: dict[bytes, _Offer] = {}
-        self._writing: dict[bytes, _Offer] = {}
-        self._queued_bytes = 0
-        self._written_records = self._written_bytes = self._coalesced = 0
-        self._dropped_full = self._dropped_paused = self._dropped_error = 0
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="kvtrie-write-behind", daemon=True)
-        self._thread.start()
+
+        def open_queue(parents: _Queue | None) -> _Queue:
+            # Always the same pause: stores that are costly to ask have an exponential one of their own.
+            breaker = CircuitBreaker(
+                retry_after_seconds=retry_after_seconds, longest_seconds=retry_after_seconds
+            )
+            is_closed = parents is not None and parents.is_closed
+            return _Queue(store, breaker, max_bytes, batch_bytes, is_closed=is_closed)
+
+        self._queues = PerProcess(open_queue)
 
     def offer(self, key: bytes, make: Callable[[], bytes] | bytes, *, size_bytes: int | None = None) -> bool:
         """Queues a record without waiting; False where it was dropped instead.
@@ -105,32 +103,74 @@ class WriteBehind:
             size_bytes = len(make)
         if size_bytes < 0:
             raise InputError(f"size_bytes must not be negative, got {size_bytes}")
-        paused = self._breaker.wait_seconds() > 0
-        with self._changed:
-            if self._closed or paused:
-                self._dropped_paused += 1
-                return False
-            if key in self._queue or key in self._writing:
-                self._coalesced += 1
-                return True
-            if self._queued_bytes + size_bytes > self._max_bytes:
-                self._dropped_full += 1
-                return False
-            self._queue[key] = _Offer(key, make, size_bytes)
-            self._queued_bytes += size_bytes
-            self._changed.notify_all()
-            return True
+        return self._queues.get().offer(_Offer(key, make, size_bytes))
 
     def flush(self, timeout_seconds: float) -> bool:
         """Waits until nothing is queued; False where that took longer.
 
         What was queued is then written or dropped: `stats` tells which.
         """
+        return self._queues.get().flush(timeout_seconds)
+
+    def stats(self) -> WriteBehindStats:
+        """The counters at one moment."""
+        return self._queues.get().stats()
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Takes no more offers, writes what is queued, ends the thread; False where time ran out.
+
+        Then what is still queued is dropped; a `put_many` under way ends by the store's own deadline.
+        """
+        return self._queues.get().close(timeout_seconds)
+
+
+class _Queue:
+    """What one process has queued, and its thread, which begins with the first offer."""
+
+    def __init__(
+        self, store: Store, breaker: CircuitBreaker, max_bytes: int, batch_bytes: int, *, is_closed: bool
+    ) -> None:
+        self.is_closed = is_closed
+        self._store = store
+        self._breaker = breaker
+        self._max_bytes = max_bytes
+        self._batch_bytes = batch_bytes
+        self._changed = threading.Condition()
+        self._queue: dict[bytes, _Offer] = {}
+        self._writing: dict[bytes, _Offer] = {}
+        self._queued_bytes = 0
+        self._written_records = self._written_bytes = self._coalesced = 0
+        self._dropped_full = self._dropped_paused = self._dropped_error = 0
+        self._thread: threading.Thread | None = None
+
+    def offer(self, offer: _Offer) -> bool:
+        """See `WriteBehind.offer`."""
+        paused = self._breaker.wait_seconds() > 0
+        with self._changed:
+            if self.is_closed or paused:
+                self._dropped_paused += 1
+                return False
+            if offer.key in self._queue or offer.key in self._writing:
+                self._coalesced += 1
+                return True
+            if self._queued_bytes + offer.size_bytes > self._max_bytes:
+                self._dropped_full += 1
+                return False
+            self._queue[offer.key] = offer
+            self._queued_bytes += offer.size_bytes
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="kvtrie-write-behind", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+            return True
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """See `WriteBehind.flush`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._writing, timeout_seconds)
 
     def stats(self) -> WriteBehindStats:
-        """The counters at one moment."""
+        """See `WriteBehind.stats`."""
         with self._changed:
             return WriteBehindStats(
                 queued_records=len(self._queue) + len(self._writing),
@@ -144,13 +184,10 @@ class WriteBehind:
             )
 
     def close(self, timeout_seconds: float) -> bool:
-        """Takes no more offers, writes what is queued, ends the thread; False where time ran out.
-
-        Then what is still queued is dropped; a `put_many` under way ends by the store's own deadline.
-        """
+        """See `WriteBehind.close`."""
         end = time.monotonic() + timeout_seconds
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify_all()
         drained = self.flush(timeout_seconds)
         with self._changed:
@@ -158,7 +195,8 @@ class WriteBehind:
             self._queued_bytes -= sum(offer.size_bytes for offer in self._queue.values())
             self._queue.clear()
             self._changed.notify_all()
-        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread is not None:
+            self._thread.join(max(0.0, end - time.monotonic()))
         return drained
 
     def _run(self) -> None:
@@ -172,7 +210,7 @@ class WriteBehind:
     def _take_batch(self) -> bool:
         """Moves the oldest offers to `_writing`, waiting for the first; False when closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
+            self._changed.wait_for(lambda: self._queue or self.is_closed)
             size = 0
             while self._queue:
                 offer = next(iter(self._queue.values()))

@@ -10,6 +10,7 @@ from kvtrie.api.cli.console import escaped, table, write
 from kvtrie.api.cli.http_get import http_get
 from kvtrie.api.cli.snapshot_source import TIMEOUT_SECONDS, add_server_arguments, api_key, store_url
 from kvtrie.api.machine import Finding, machine_findings
+from kvtrie.api.try_generate import try_generate
 from kvtrie.prefix_tree.errors import StoreError
 from kvtrie.store import open_store
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the findings; 3 if the core or something that was asked for does not work."""
-    findings = machine_findings()
+    findings = [*machine_findings(), try_generate()]
     if args.store is not None:
         findings.append(_store(store_url(args.store)))
     if args.url is not None:
@@ -49,9 +50,8 @@ def _mark(finding: Finding) -> str:
 
 
 def _shown(finding: Finding) -> str:
-    if finding.is_ok:
-        return finding.found
-    return f"{finding.found or 'missing'}: {finding.remedy}"
+    found = ", ".join(part for part in (finding.found or "missing", finding.note) if part)
+    return found if finding.is_ok else f"{found}: {finding.remedy}"
 
 
 def _store(url: str) -> Finding:

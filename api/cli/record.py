@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.cli.child_server import run_server
 from kvtrie.api.cli.console import escaped, write
 from kvtrie.api.cli.simulation_text import trace_text
 from kvtrie.api.trace.open_trace import open_trace
@@ -56,22 +55,7 @@ def run(args: argparse.Namespace) -> int:
     environment = {**os.environ, "KVTRIE_TRACE": str(path)}
     if args.bytes is not None:
         environment["KVTRIE_TRACE_BYTES"] = args.bytes
-    return _run(args.program, environment)
-
-
-def _run(program: list[str], environment: Mapping[str, str]) -> int:
-    try:
-        process = subprocess.Popen(program, env=environment)
-    except OSError as error:
-        raise InputError(f"cannot run {escaped(program[0])}: {error.strerror}") from None
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            # The terminal has sent it to the command too, whose end is its own affair.
-            continue
-        # As a shell tells of a signal.
-        return code if code >= 0 else 128 - code
+    return run_server(args.program, environment)
 
 
 def _info(path: Path, form: str) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 HELP = "run a cache process for the model servers of this host"
 DEFAULT_LISTEN = "http://127.0.0.1:7070"
+SMALLEST_MEMORY_BYTES = 1 << 20
+"""About one record of a small model: with less, a sidecar would start and reject everything."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +46,16 @@ def run(args: argparse.Namespace) -> int:
     from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
     from kvtrie.api.sidecar.tenants import Tenants, load_tenants
     from kvtrie.prefix_tree.errors import InputError
-    from kvtrie.store import open_store
-    from kvtrie.store.record import STORE_KEY_BYTES
+    from kvtrie.store import open_store, store_key_from_environment
 
-    store_key = os.environ.get("KVTRIE_STORE_KEY", "").encode() or None
-    if store_key is not None and len(store_key) not in STORE_KEY_BYTES:
-        raise InputError(f"KVTRIE_STORE_KEY has {len(store_key)} bytes, it must have 16 to 64")
+    store_key = store_key_from_environment()
     addresses = [parse_address(text) for text in args.listen or [DEFAULT_LISTEN]]
     tenants = Tenants() if args.tenants is None else load_tenants(args.tenants)
+    memory_bytes = parse_bytes(args.memory)
+    if memory_bytes < SMALLEST_MEMORY_BYTES:
+        raise InputError(f"--memory {args.memory} is too small to hold chunks of a model; give at least 1MiB")
     config = SidecarConfig(
-        memory_bytes=parse_bytes(args.memory),
+        memory_bytes=memory_bytes,
         chunk_tokens=args.chunk_tokens,
         eviction=Eviction(args.policy, tenants.shares, tenants.quotas),
         store_key=store_key,

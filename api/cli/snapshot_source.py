@@ -12,7 +12,7 @@ from kvtrie.api.snapshot_check import parse_snapshot
 from kvtrie.api.store_snapshot import store_snapshot
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreUnavailable
 from kvtrie.prefix_tree.snapshot import Snapshot
-from kvtrie.store import open_store
+from kvtrie.store import open_store, store_key_from_environment
 
 TIMEOUT_SECONDS = 10.0
 
@@ -87,11 +87,9 @@ def _from_sidecar(url: str, key: str | None) -> Snapshot:
 
 def _from_store(text: str) -> Snapshot:
     url = store_url(text)
-    secret = os.environ.get("KVTRIE_STORE_KEY")
+    store_key = store_key_from_environment()
     store = open_store(url, deadline_seconds=TIMEOUT_SECONDS)
     try:
-        return store_snapshot(
-            store, url.partition(":")[0].partition("+")[0], secret.encode() if secret else None
-        )
+        return store_snapshot(store, url.partition(":")[0].partition("+")[0], store_key)
     finally:
         store.close()

@@ -17,7 +17,10 @@ class Tokenizer(Protocol):
     """What the CLI needs of a tokenizer."""
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
-        """Token ids of `text`, with or without the special tokens that a prompt gets by default."""
+        """Token ids of `text`, with or without the special tokens that a prompt gets by default.
+
+        A text that begins with the first of these was rendered by a chat template, and gets none in any case.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones included. Ids that the vocabulary lacks become `<id>`."""
@@ -92,7 +95,9 @@ class _HuggingFaceFile:
         self._tokenizer.no_padding()
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+        plain = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        full = list(self._tokenizer.encode(text).ids) if special_tokens else plain
+        return plain if _begins_twice(plain, full) else full
 
     def decode(self, tokens: Sequence[int]) -> str:
         # Not by the vocabulary's size: it may have holes, and ids beyond its size.
@@ -115,7 +120,9 @@ class _HuggingFaceModel:
             raise _unusable(name, error) from None
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        plain = list(self._tokenizer.encode(text, add_special_tokens=False))
+        full = list(self._tokenizer.encode(text)) if special_tokens else plain
+        return plain if _begins_twice(plain, full) else full
 
     def decode(self, tokens: Sequence[int]) -> str:
         return _decode_known(
@@ -130,6 +137,11 @@ class _HuggingFaceModel:
         # Tokenizers without a Rust backend raise what they please for an id they lack.
         except Exception:
             return False
+
+
+def _begins_twice(plain: list[int], full: list[int]) -> bool:
+    """Whether special tokens put before `plain` gave `full` a second one of those it begins with already."""
+    return bool(plain) and full[:1] == plain[:1] and full[1 : len(plain) + 1] == plain
 
 
 def _decode_known(

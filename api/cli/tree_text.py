@@ -11,7 +11,7 @@ from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_time
 from kvtrie.api.cli.token_text import Tokenizer
 from kvtrie.api.cli.tree_runs import Branch, branches
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
+from kvtrie.prefix_tree.tombstones import tombstone_memory
 
 _UNICODE = ("├── ", "└── ", "│   ", "    ")
 _ASCII = ("|-- ", "`-- ", "|   ", "    ")
@@ -80,7 +80,8 @@ def _totals(shown: Snapshot, whole: Snapshot) -> Iterator[str]:
         where = shown_count(len(held), "chunk")
         yield f"  {name_text(tier.name)}: {shown_bytes(sum(held))}{of} in {where}{reserved}"
     stones = len(shown.tombstones)
-    yield f"  {shown_count(stones, 'tombstone')}: {shown_bytes(stones * TOMBSTONE_BYTES)}"
+    taken_bytes = tombstone_memory(stones, len({stone.scope for stone in shown.tombstones}))
+    yield f"  {shown_count(stones, 'tombstone')}: {shown_bytes(taken_bytes)}"
     corrupt = shown.counters.get("store.corrupt", 0)
     if corrupt:
         reasons = {

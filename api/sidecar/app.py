@@ -11,10 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from kvtrie.api.sidecar.byte_budget import BudgetExceeded, Charge
+from kvtrie.api.sidecar.connection_table import ConnectionTable
+from kvtrie.api.sidecar.door import Door
 from kvtrie.api.sidecar.guard import Guard
 from kvtrie.api.sidecar.metrics import CONTENT_TYPE
+from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
-from kvtrie.api.sidecar.tenants import Caller, Tenants
+from kvtrie.api.sidecar.tenants import Tenants
 from kvtrie.api.sidecar.wire import (
     SCOPE_HEADER,
     FrameReader,
@@ -27,49 +31,58 @@ from kvtrie.prefix_tree.errors import AccessDenied, InputError
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 
-OCTETS = "application/octet-stream"
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""
+_BESIDE_BYTES = 1 << 20
+"""What is received beside the longest frame: its length, and the beginning of the next one."""
 
 
-def create_app(sidecar: Sidecar, tenants: Tenants) -> ASGIApp:
-    """The sidecar as an ASGI application; `sidecar` stays the caller's to close."""
+def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:
+    """The sidecar as an ASGI application; `sidecar` stays the caller's to close.
+
+    `connections` is where the server enters its connections; left out, they are neither counted nor bounded.
+    """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     limits, chunk_tokens = sidecar.limits, sidecar.config.chunk_tokens
-
-    def caller(request: Request) -> Caller:
-        found = tenants.authenticate(request.headers.get("authorization"))
-        if found is None:
-            raise HTTPException(
-                401,
-                "unknown API key: send the header `Authorization: Bearer KEY`",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        return found
+    connections = connections if connections is not None else ConnectionTable(limits)
+    door = Door(tenants, connections, sidecar.config.receive_budget_bytes)
+    receiving = door.receiving
+    max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
     @app.post("/v1/match")
     async def match(request: Request) -> Response:
-        scope = caller(request).reading(request.headers.get(SCOPE_HEADER))
-        lookup = parse_match(await _body(request, DIGEST_BYTES + limits.max_tokens * TOKEN_BYTES))
+        caller = door.caller(request)
+        scope = caller.reading(request.headers.get(SCOPE_HEADER))
+        with receiving.charge(caller.name) as charge:
+            body = await _body(request, DIGEST_BYTES + limits.max_tokens * TOKEN_BYTES, charge)
+        lookup = parse_match(body)
         chunks = sidecar.match(scope, lookup.namespace, lookup.rest)
         return JSONResponse({"chunks": chunks, "tokens": chunks * chunk_tokens})
 
     @app.post("/v1/records/get")
     async def get(request: Request) -> Response:
-        scope = caller(request).reading(request.headers.get(SCOPE_HEADER))
-        lookup = parse_get(await _body(request, DIGEST_BYTES + limits.max_keys * KEY_BYTES))
+        caller = door.caller(request)
+        scope = caller.reading(request.headers.get(SCOPE_HEADER))
+        with receiving.charge(caller.name) as charge:
+            body = await _body(request, DIGEST_BYTES + limits.max_keys * KEY_BYTES, charge)
+        lookup = parse_get(body)
         records = await run_sync(sidecar.get, scope, lookup.namespace, lookup.keys)
         length = {"Content-Length": str(framed_bytes(records))}
         return StreamingResponse(_frames(records), headers=length, media_type=OCTETS)
 
     @app.post("/v1/records/put")
     async def put(request: Request) -> Response:
-        scope = caller(request).writing(request.headers.get(SCOPE_HEADER))
-        outcome, reader = PutOutcome(), FrameReader(limits.max_record_bytes)
-        async for piece in _pieces(request, limits.max_body_bytes):
-            records = reader.feed(piece)
-            if records:
-                await run_sync(sidecar.put, scope, records, outcome)
+        caller = door.caller(request)
+        scope = caller.writing(request.headers.get(SCOPE_HEADER))
+        outcome, reader = PutOutcome(), FrameReader(max_frame_bytes)
+        with receiving.charge(caller.name) as charge:
+            async for piece in _pieces(request, limits.max_body_bytes):
+                await charge.grow(len(piece))
+                records = reader.feed(piece)
+                if records:
+                    await run_sync(sidecar.put, scope, records, outcome)
+                    del records
+                    charge.shrink_to(reader.unfinished_bytes)
         reader.finish()
         return JSONResponse(
             {
@@ -82,15 +95,21 @@ def create_app(sidecar: Sidecar, tenants: Tenants) -> ASGIApp:
 
     @app.get("/v1/tree")
     async def tree(request: Request) -> Response:
-        visible = caller(request).visible()
+        visible = door.caller(request).visible()
         document = await run_sync(lambda: sidecar.snapshot(visible).to_json())
         return Response(document, media_type="application/json")
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        if not caller(request).is_admin:
+        if not door.caller(request).is_admin:
             raise AccessDenied("metrics are about all tenants: use the admin key")
-        return Response(sidecar.metrics(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(sidecar.metrics() + door.metrics(), headers={"Content-Type": CONTENT_TYPE})
+
+    document = openapi_document(limits, with_keys=not tenants.is_open)
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document)
 
     @app.get("/livez")
     async def livez() -> Response:
@@ -111,6 +130,11 @@ def create_app(sidecar: Sidecar, tenants: Tenants) -> ASGIApp:
     async def unusable(_: Request, error: InputError) -> Response:
         return JSONResponse({"error": str(error)}, 403 if isinstance(error, AccessDenied) else 400)
 
+    @app.exception_handler(BudgetExceeded)
+    async def crowded(_: Request, __: BudgetExceeded) -> Response:
+        said = "too much is being received: send less at once, or try again"
+        return JSONResponse({"error": said}, 429, {"Retry-After": "1"})
+
     @app.exception_handler(ClientDisconnect)
     async def left(_: Request, error: ClientDisconnect) -> Response:
         return JSONResponse({"error": "the client left"}, 400)
@@ -119,7 +143,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants) -> ASGIApp:
     async def broken(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": "internal error: see the sidecar's log"}, 500)
 
-    return Guard(app, request_seconds=limits.request_seconds, loopback_names_only=tenants.is_open)
+    return Guard(app, connections, limits, loopback_names_only=tenants.is_open)
 
 
 async def _pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
@@ -137,8 +161,12 @@ async def _pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    return b"".join([piece async for piece in _pieces(request, max_bytes)])
+async def _body(request: Request, max_bytes: int, charge: Charge) -> bytes:
+    pieces: list[bytes] = []
+    async for piece in _pieces(request, max_bytes):
+        await charge.grow(len(piece))
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 async def _frames(records: Sequence[bytes]) -> AsyncIterator[bytes]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import cast
 
@@ -19,11 +19,15 @@ from kvtrie.prefix_tree import Namespace
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreError, StoreUnavailable
 from kvtrie.prefix_tree.keys import KEY_BYTES
 from kvtrie.store import Store, WriteBehind
+from kvtrie.store.per_process import PerProcess
 from kvtrie.store.record import DIGEST_BYTES
 
 SHARED = "shared:"
 """What the scope of a namespace begins with where it is a shared one."""
 _LONGEST_OUTCOME = 1 << 16
+_MOST_NAMESPACES = 4096
+_SCOPE_AT = DIGEST_BYTES + KEY_BYTES
+"""Where a queue's key says which scope its record is for."""
 _CLOSE_SECONDS = 2.0
 
 
@@ -32,6 +36,8 @@ class SidecarTier:
 
     A namespace whose scope is `shared:NAME` goes to that shared scope if NAME is in `shared_scopes`;
     every other namespace goes to the tenant whose key this is.
+
+    A process that was forked connects anew and counts anew; its `close` does not touch its parent's.
 
     Args:
         url: `http://host:port` or `unix:///path`.
@@ -58,11 +64,10 @@ class SidecarTier:
         self._limits = Limits()
         self._shared = frozenset(shared_scopes)
         self._queue_bytes = queue_bytes
-        self._lock = threading.Lock()
-        self._counters: Counter[str] = Counter()
+        self._counts: PerProcess[_Counts] = PerProcess(lambda _: _Counts())
         key = api_key if api_key is not None else os.environ.get("KVTRIE_API_KEY") or None
         self._connection = SidecarConnection(url, key, deadline_seconds)
-        self._writer = _Writer(self._connection, self._count)
+        self._writer = _Writer(self._connection, self._count, self._shared)
         try:
             self._probe()
             # WriteBehind asks its store for nothing but `put_many`.
@@ -115,17 +120,16 @@ class SidecarTier:
         if scope in self._writer.denied:
             self._count("dropped_denied")
             return False
-        expected = self._writer.last_bytes.get(namespace.digest, 0)
-        if self._behind.stats().queued_bytes + expected > self._queue_bytes:
+        known = self._writer.known(namespace.digest)
+        if self._behind.stats().queued_bytes + known.last_bytes > self._queue_bytes:
             self._count("dropped_full")
             return False
         record = make()
         if key == namespace.digest[:KEY_BYTES]:
-            self._writer.names[namespace.digest] = record
+            known.name = record
         else:
-            self._writer.last_bytes[namespace.digest] = len(record)
-        self._writer.scopes[namespace.digest] = scope
-        return self._behind.offer(namespace.digest + key, record)
+            known.last_bytes = len(record)
+        return self._behind.offer(self._writer.queue_key(namespace.digest, key, scope), record)
 
     def flush(self, timeout_seconds: float) -> bool:
         """See `LowerTier.flush`."""
@@ -134,9 +138,8 @@ class SidecarTier:
     def stats(self) -> Mapping[str, int | float]:
         """See `LowerTier.stats`: loads, what became of offers, and `rejected.<reason>` of the sidecar."""
         written = asdict(self._behind.stats())
-        with self._lock:
-            for name, count in self._counters.items():
-                written[name] = written.get(name, 0) + count
+        for name, count in self._counts.get().all().items():
+            written[name] = written.get(name, 0) + count
         return written
 
     def close(self) -> None:
@@ -159,32 +162,75 @@ class SidecarTier:
         return name if name != namespace.scope and name in self._shared else None
 
     def _count(self, name: str, amount: int = 1) -> None:
+        self._counts.get().add(name, amount)
+
+
+class _Counts:
+    """Named totals of one process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int) -> None:
+        """Adds to one total."""
         with self._lock:
-            self._counters[name] += amount
+            self._totals[name] += amount
+
+    def all(self) -> dict[str, int]:
+        """Every total."""
+        with self._lock:
+            return dict(self._totals)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a namespace."""
+
+    name: bytes | None = None
+    """Its record, to be sent again to a sidecar that has lost it."""
+    last_bytes: int = 0
+    """Length of its last chunk record: of the next one too."""
 
 
 class _Writer:
-    """What the write-behind queue writes to: puts over HTTP. Its keys are namespace digest + chunk key."""
+    """What the write-behind queue writes to: puts over HTTP.
 
-    def __init__(self, connection: SidecarConnection, count: Callable[[str, int], None]) -> None:
+    Its keys are namespace digest + chunk key + number of the scope that the record is for.
+    """
+
+    def __init__(
+        self, connection: SidecarConnection, count: Callable[[str, int], None], shared: Collection[str]
+    ) -> None:
         self._connection = connection
         self._count = count
-        self.scopes: dict[bytes, str | None] = {}
-        """Where the chunks of each namespace go."""
-        self.names: dict[bytes, bytes] = {}
-        """Namespace records, to be sent again to a sidecar that has lost them."""
-        self.last_bytes: dict[bytes, int] = {}
-        """Length of each namespace's last chunk record: of the next one too."""
+        self._scopes: list[str | None] = [None, *sorted(shared)]
+        self._numbers = {scope: number.to_bytes(4, "little") for number, scope in enumerate(self._scopes)}
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self.denied: set[str | None] = set()
         """Shared scopes that this tenant reads and may not write."""
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         """See `Store.put_many`."""
-        for scope, group in groupby(items, key=lambda item: self.scopes[item[0][:DIGEST_BYTES]]):
+        for number, group in groupby(items, key=lambda item: item[0][_SCOPE_AT:]):
+            scope = self._scopes[int.from_bytes(number, "little")]
             unnamed = self._put(scope, [record for _, record in group])
-            names = [self.names[digest] for digest in unnamed if digest in self.names]
+            known = [self._known.get(digest) for digest in unnamed]
+            names = [found.name for found in known if found is not None and found.name is not None]
             if names:
                 self._put(scope, names)
+
+    def queue_key(self, namespace: bytes, key: bytes, scope: str | None) -> bytes:
+        """The queue's key of a record."""
+        return namespace + key + self._numbers[scope]
+
+    def known(self, namespace: bytes) -> _Known:
+        """What is remembered of a namespace; of as many as `_MOST_NAMESPACES`, those offered to last."""
+        # Taken out and put in again, at the end: no step of it fails where two threads offer at once.
+        known = self._known[namespace] = self._known.pop(namespace, _Known())
+        if len(self._known) > _MOST_NAMESPACES:
+            self._known.popitem(last=False)
+        return known
 
     def _put(self, scope: str | None, records: list[bytes]) -> list[bytes]:
         """Puts `records`; namespaces whose record the sidecar has not."""

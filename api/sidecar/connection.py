@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,15 +13,16 @@ from typing import Any, TypeVar
 import httpx
 
 from kvtrie.api.sidecar.address import parse_address
+from kvtrie.api.sidecar.http_loop import HttpLoop
 from kvtrie.api.sidecar.wire import SCOPE_HEADER
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreError, StoreUnavailable
 from kvtrie.store.breaker import CircuitBreaker
+from kvtrie.store.per_process import PerProcess
 
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS = 10.0
 _LONGEST_ERROR = 4096
-_CLOSE_SECONDS = 1.0
 _NOTHING = bytes(32)
 """A match of no tokens in no namespace: it proves the sidecar, the key and the scope, and costs nothing."""
 
@@ -43,7 +44,7 @@ def probe(scope: str | None) -> Question:
 
 
 class SidecarConnection:
-    """Asks one sidecar. Safe to call from several threads.
+    """Asks one sidecar. Safe to call from several threads, and after a fork: the child connects anew.
 
     Calls run on an event loop in a daemon thread, where a deadline cancels whatever they wait for: httpx's
     own timeouts hold per read, so a server that trickles would keep a caller for ever.
@@ -73,38 +74,41 @@ class SidecarConnection:
         address = parse_address(url)
         self.shown = url
         self._deadline_seconds = deadline_seconds
-        self._breaker = CircuitBreaker(
-            retry_after_seconds=retry_after_seconds, longest_seconds=longest_retry_seconds
-        )
-        self._down = threading.Event()
-        self._closed = False
         headers = {"Accept-Encoding": "identity", "User-Agent": "kvtrie"}
         if api_key is not None:
             if not api_key.isascii() or not api_key.isprintable():
                 raise InputError("api_key must be visible ASCII characters")
             headers["Authorization"] = f"Bearer {api_key}"
-        # Proxies of the environment are for the Internet: records and keys must not go there.
-        self._http = httpx.AsyncClient(
-            base_url=address.base_url,
-            headers=headers,
-            transport=httpx.AsyncHTTPTransport(
-                uds=address.socket_path or None,
-                limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
+
+        def make_client() -> httpx.AsyncClient:
+            # Proxies of the environment are for the Internet: records and keys must not go there.
+            return httpx.AsyncClient(
+                base_url=address.base_url,
+                headers=headers,
+                transport=httpx.AsyncHTTPTransport(
+                    uds=address.socket_path or None,
+                    limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
+                    trust_env=False,
+                ),
+                timeout=deadline_seconds,
                 trust_env=False,
-            ),
-            timeout=deadline_seconds,
-            trust_env=False,
-        )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvtrie-sidecar", daemon=True)
-        self._thread.start()
+            )
+
+        def make_loop(parents: HttpLoop | None) -> HttpLoop:
+            breaker = CircuitBreaker(
+                retry_after_seconds=retry_after_seconds, longest_seconds=longest_retry_seconds
+            )
+            return HttpLoop(make_client, breaker, parents)
+
+        self._loops = PerProcess(make_loop)
 
     @property
     def is_down(self) -> bool:
         """Whether calls raise at once. May start asking, in the background, whether that is still so."""
-        if self._down.is_set():
-            self._ask_again()
-        return self._down.is_set() or self._closed
+        loop = self._loops.get()
+        if loop.is_down.is_set():
+            self._ask_again(loop)
+        return loop.is_down.is_set() or loop.is_closed
 
     def ask(self, question: Question, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
         """What `read` makes of the reply to `question`.
@@ -114,68 +118,69 @@ class SidecarConnection:
             StoreError: it understood, and will not: too large, or malformed.
             AccessDenied: 401 or 403; says what to do.
         """
+        loop = self._loops.get()
         if self.is_down:
-            raise StoreUnavailable(f"sidecar {self.shown}: {'closed' if self._closed else 'failed before'}")
-        ticket = self._breaker.enter(self._deadline_seconds)
+            raise StoreUnavailable(f"sidecar {self.shown}: {'closed' if loop.is_closed else 'failed before'}")
+        ticket = loop.breaker.enter(self._deadline_seconds)
         if ticket is None:
             raise StoreUnavailable(f"sidecar {self.shown}: failed before")
         try:
-            reply = self._run(self._exchange(question, read))
+            reply = self._run(loop, self._exchange(loop, question, read))
         except (AccessDenied, StoreUnavailable) as error:
             # A scope that may not be read is no outage; a key that is not known any more is as good as one.
             if not isinstance(error, AccessDenied) or question.scope is None:
-                self._fail(ticket)
+                loop.breaker.failed(ticket)
+                loop.is_down.set()
             raise
         except StoreError:
-            self._breaker.succeeded(ticket)
+            loop.breaker.succeeded(ticket)
             raise
-        self._breaker.succeeded(ticket)
+        loop.breaker.succeeded(ticket)
         return reply
 
     def close(self) -> None:
         """Cancels what is under way and ends the thread. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
-        self._thread.join(_CLOSE_SECONDS)
-        if not self._thread.is_alive():
-            self._loop.close()
+        self._loops.get().close()
 
-    def _fail(self, ticket: int) -> None:
-        self._breaker.failed(ticket)
-        self._down.set()
-
-    def _ask_again(self) -> None:
-        ticket = None if self._closed else self._breaker.enter(self._deadline_seconds)
+    def _ask_again(self, loop: HttpLoop) -> None:
+        ticket = None if loop.is_closed else loop.breaker.enter(self._deadline_seconds)
         if ticket is not None:
-            asyncio.run_coroutine_threadsafe(self._probe(ticket), self._loop)
+            try:
+                self._submit(loop, self._probe(loop, ticket))
+            # Closed between the two.
+            except StoreUnavailable:
+                loop.breaker.failed(ticket)
 
-    async def _probe(self, ticket: int) -> None:
+    async def _probe(self, loop: HttpLoop, ticket: int) -> None:
         try:
-            await self._exchange(probe(None), _nothing)
+            await self._exchange(loop, probe(None), _nothing)
         except (AccessDenied, StoreError):
-            self._breaker.failed(ticket)
+            loop.breaker.failed(ticket)
         else:
-            self._breaker.succeeded(ticket)
-            self._down.clear()
+            loop.breaker.succeeded(ticket)
+            loop.is_down.clear()
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, loop: HttpLoop, work: Coroutine[Any, Any, T]) -> T:
         """`work` on the loop. The wait here is only for a loop that is itself stuck."""
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise StoreUnavailable(f"sidecar {self.shown}: closed") from None
+        future = self._submit(loop, work)
         try:
             return future.result(self._deadline_seconds * 1.25 + 0.25)
         except FutureTimeoutError:
             future.cancel()
             raise StoreUnavailable(f"sidecar {self.shown}: no answer in time") from None
 
-    async def _exchange(self, question: Question, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
+    def _submit(self, loop: HttpLoop, work: Coroutine[Any, Any, T]) -> Future[T]:
         try:
-            return await asyncio.wait_for(self._send(question, read), self._deadline_seconds)
+            return loop.submit(work)
+        except RuntimeError:
+            work.close()
+            raise StoreUnavailable(f"sidecar {self.shown}: closed") from None
+
+    async def _exchange(
+        self, loop: HttpLoop, question: Question, read: Callable[[httpx.Response], Awaitable[T]]
+    ) -> T:
+        try:
+            return await asyncio.wait_for(self._send(loop.http, question, read), self._deadline_seconds)
         except (AccessDenied, StoreError):
             raise
         except asyncio.TimeoutError:
@@ -186,9 +191,11 @@ class SidecarConnection:
         except Exception as error:
             raise StoreUnavailable(f"sidecar {self.shown}: {type(error).__name__}: {error}") from error
 
-    async def _send(self, question: Question, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
+    async def _send(
+        self, http: httpx.AsyncClient, question: Question, read: Callable[[httpx.Response], Awaitable[T]]
+    ) -> T:
         headers = {} if question.scope is None else {SCOPE_HEADER: question.scope}
-        async with self._http.stream(
+        async with http.stream(
             question.method, question.path, content=question.content, headers=headers
         ) as response:
             if response.status_code == 200 and "content-encoding" not in response.headers:
@@ -199,20 +206,10 @@ class SidecarConnection:
             raise AccessDenied(f"sidecar {self.shown}: {said}; pass the api_key that its tenants file has")
         if status == 403:
             raise AccessDenied(f"sidecar {self.shown}: {said}")
-        if status in (400, 413):
+        # 429 is about this one call too: the next one may be let in, and no outage of the sidecar.
+        if status in (400, 413, 429):
             raise StoreError(f"sidecar {self.shown} refused: {said}")
         raise StoreUnavailable(f"sidecar {self.shown}: HTTP status {status}: {said}")
-
-    async def _shut(self) -> None:
-        try:
-            mine = asyncio.current_task()
-            others = [task for task in asyncio.all_tasks() if task is not mine]
-            for task in others:
-                task.cancel()
-            await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), _CLOSE_SECONDS / 2)
-            await asyncio.wait_for(self._http.aclose(), _CLOSE_SECONDS / 4)
-        finally:
-            self._loop.stop()
 
 
 async def read_limited(response: httpx.Response, max_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: a time limit, and a door shut to browsers.
+"""What every request passes before it is looked at: a place, a time limit, and a door shut to browsers.
 
 A page from anywhere can make a browser send requests to 127.0.0.1. Cross-origin ones carry `Origin`; those
 that come through a rebound DNS name carry that name as `Host`. An open sidecar answers neither: it would
@@ -14,22 +14,32 @@ import re
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvtrie.api.sidecar.connection_table import Connection, ConnectionTable
+from kvtrie.api.sidecar.watched_protocol import STATE
+from kvtrie.api.sidecar.wire import Limits
+
 LONGEST_REFUSED_BODY = 64 << 20
-"""A refused request's body is read to its end, up to this. A connection closed before that is reset, and
-the sender never learns what it was refused for: it would take a 403 for an outage."""
+"""A refused request's body is read to its end, up to this, and for no longer than a head may take. A connection
+closed before that is reset, and the sender never learns why it was refused: it would take a 403 for an outage."""
 
 
 class Guard:
     """ASGI middleware.
 
     Args:
-        request_seconds: most time for one request, reading its body and sending the reply included.
+        connections: told when a request begins and ends on a connection of it.
+        limits: `request_seconds` bounds one request, reading its body and sending the reply included.
         loopback_names_only: refuse TCP requests whose `Host` is no loopback name.
     """
 
-    def __init__(self, app: ASGIApp, *, request_seconds: float, loopback_names_only: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, connections: ConnectionTable, limits: Limits, *, loopback_names_only: bool
+    ) -> None:
         self._app = app
-        self._request_seconds = request_seconds
+        self._connections = connections
+        self._request_seconds = limits.request_seconds
+        self._refused_seconds = limits.header_seconds
+        self._max_connections = limits.max_connections
         self._loopback_names_only = loopback_names_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +47,21 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        connection: Connection | None = scope.get("state", {}).get(STATE)
+        if connection is None:
+            await self._answer(scope, receive, send)
+            return
+        self._connections.began(connection)
+        try:
+            # What asks whether the sidecar is alive must be answered when nothing else can be.
+            if connection.is_spare and scope["path"] != "/livez":
+                await _refuse(send, 503, f"{self._max_connections} connections are in use: try again")
+            else:
+                await self._answer(scope, receive, send)
+        finally:
+            self._connections.ended(connection)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if b"origin" in headers:
             await _refuse(send, 403, "requests from web pages are not answered")
@@ -63,8 +88,11 @@ class Guard:
                 and _worth_reading(headers)
             ):
                 size = 0
-                while not body_read and size <= LONGEST_REFUSED_BODY:
-                    size += len((await noting_end()).get("body", b""))
+                with anyio.move_on_after(self._refused_seconds):
+                    while not body_read and size <= LONGEST_REFUSED_BODY:
+                        size += len((await noting_end()).get("body", b""))
+                if not body_read:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             started = True
             await send(message)
 

@@ -11,6 +11,9 @@ from kvtrie.store import WriteBehindStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Sample = tuple[dict[str, str], int | float]
+"""Labels and value."""
+
 _HELP = {
     "matches": "Matches asked for.",
     "requests": "Gets asked for.",
@@ -24,6 +27,7 @@ _HELP = {
     "store_outages": "Lookups that the store failed.",
     "rejected": "Records put and rejected, by reason.",
     "store_rejected": "Records of the store not used, by reason.",
+    "forgotten_namespaces": "Namespaces without chunks that were forgotten to make room.",
     "evictions": "Chunks evicted from the host tier, by reason.",
 }
 
@@ -35,7 +39,7 @@ def render_metrics(
     what_if: Mapping[str, Mapping[int, float]],
 ) -> str:
     """The exposition of one moment."""
-    page = _Page()
+    page = Page()
     with held.lock:
         tier = held.tier
         capacity, free, chunks = tier.capacity_bytes, tier.free_bytes, tier.chunks
@@ -49,9 +53,9 @@ def render_metrics(
         (0, "used", "Bytes of chunk records."),
         (1, "pending", "Bytes of namespaces and their records."),
     ):
-        samples: list[_Sample] = [({"scope": scope}, figures[place]) for scope, figures in scopes.items()]
+        samples: list[Sample] = [({"scope": scope}, figures[place]) for scope, figures in scopes.items()]
         page.family(f"kvtrie_sidecar_{name}_bytes", "gauge", help_text, samples)
-    totals: dict[str, list[_Sample]] = {name: [] for name in _HELP}
+    totals: dict[str, list[Sample]] = {name: [] for name in _HELP}
     for scope, named in counters.by_scope().items():
         for name, total in named.items():
             family, dot, reason = name.partition(".")
@@ -81,20 +85,21 @@ def render_metrics(
     return page.text()
 
 
-_Sample = tuple[dict[str, str], int | float]
+class Page:
+    """Families one after the other."""
 
-
-class _Page:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def family(self, name: str, kind: str, help_text: str, samples: list[_Sample]) -> None:
+    def family(self, name: str, kind: str, help_text: str, samples: list[Sample]) -> None:
+        """Adds one family: its help, its type (`gauge` or `counter`) and a line per sample."""
         self._lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
         for labels, value in samples:
             shown = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
             self._lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
 
     def text(self) -> str:
+        """All of it."""
         return "\n".join(self._lines) + "\n"
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtrie.api.sidecar.record_tree import HOST, HeldRecord, Home, RecordTree
+from kvtrie.api.sidecar.homes import HeldRecord, Home
+from kvtrie.api.sidecar.record_tree import HOST, RecordTree
 from kvtrie.prefix_tree import Node, Snapshot
 from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, TierView, TombstoneView
 

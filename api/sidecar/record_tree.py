@@ -5,8 +5,11 @@ carry and lookups bring. The tree's chains from a root of the sidecar's making, 
 scope is hashed: tenants that present the same namespace and the same tokens meet in no index.
 
 Memory, all of it in the tier's books:
-    used ...... len(record) of every chunk, charged to its scope; leaves go least recently used first
-    pending ... namespace records, and NAMESPACE_BYTES for each namespace; they stay
+    used ...... len(record) of every chunk, charged to its scope; leaves are evicted, least recently used first
+    pending ... namespace records, and NAMESPACE_BYTES for each namespace
+
+A namespace outlives its chunks for as long as there is room: a client need not name it again. Where room is short,
+namespaces that hold no chunk are forgotten first, the one that has held none for longest before the others.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 
 from kvtrie.api.eviction import OVER_QUOTA, Eviction
 from kvtrie.api.sidecar.chain import Link
+from kvtrie.api.sidecar.homes import NAMESPACE_BYTES, EmptyHomes, HeldRecord, Home
 from kvtrie.api.sidecar.scope_counters import ScopeCounters
-from kvtrie.prefix_tree import Evicted, Namespace, Node, PrefixTree, Root
+from kvtrie.prefix_tree import Evicted, Namespace, Node, PrefixTree
 from kvtrie.prefix_tree.errors import RecordError, StoreFull
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
@@ -30,35 +33,7 @@ HOST = 0
 """The tree's only tier."""
 TYPICAL_RECORD_BYTES = 1 << 20
 """What one record is taken to be, where a policy has to know how many the tier holds."""
-NAMESPACE_BYTES = 4096
-"""Charged for a namespace besides its record: it outlives its chunks."""
 LONGEST_NAMESPACE_RECORD = 1 << 16
-
-
-@dataclass(slots=True, eq=False)
-class Home:
-    """One client namespace in one scope: where its paths begin, and how its keys are found."""
-
-    scope: str
-    namespace: bytes
-    """32 bytes, as the client computed it."""
-    root: Root
-    by_key: dict[bytes, Node] = field(default_factory=dict)
-    """Held chunks by the client's chunk key."""
-    record: bytes | None = None
-    """The namespace record; None until a client has sent it."""
-    fields: dict[str, str | int] = field(default_factory=dict)
-    """What the namespace record says, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldRecord:
-    """A chunk's handle in the tree."""
-
-    home: Home
-    link: Link
-    data: bytes
-    """The encoded record, as it was put."""
 
 
 class RecordTree:
@@ -67,9 +42,9 @@ class RecordTree:
     Args:
         capacity_bytes: of the tier.
         chunk_tokens: tokens of every chunk; records of other chunks are rejected.
-        counters: gets `evictions.<reason>`.
-        max_namespaces: most namespaces one scope may have: they are never forgotten.
-        eviction: who goes when the tier is full; LRU when left out.
+        counters: gets `evictions.<reason>` and `forgotten_namespaces`.
+        max_namespaces: most namespaces with chunks that one scope may have.
+        eviction: which chunks are evicted when the tier is full; LRU when left out.
 
     Raises:
         InputError: `chunk_tokens` below one.
@@ -95,6 +70,7 @@ class RecordTree:
         self._max_namespaces = max_namespaces
         self._homes: dict[tuple[str, bytes], Home] = {}
         self._homes_of: Counter[str] = Counter()
+        self._empty = EmptyHomes()
 
     # ---- reading
 
@@ -170,7 +146,7 @@ class RecordTree:
 
         Raises:
             RecordError: it does not chain to a held parent, or contradicts what is held.
-            StoreFull: it does not fit, or the scope has too many namespaces.
+            StoreFull: it does not fit, or the scope has too many namespaces with chunks.
         """
         with self.lock:
             if record.depth == 0:
@@ -192,13 +168,14 @@ class RecordTree:
                 raise RecordError("key", f"{record.key.hex()} is the key of other tokens here")
             return False
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
-        self._make_room(scope, len(data), above)
+        self._make_room(scope, len(data), home, above)
         parent = above or home.root
         tree_key = self.tree.next_key(parent.key, record.tokens)
         handle = HeldRecord(home, link, data)
         node = self.tree.insert(parent, home.root, tree_key, record.tokens, HOST, handle, len(data))
         assert _held(node) is handle, "what is not in the index is not in the tree"
         home.by_key[record.key] = node
+        self._empty.discard(home)
         self.tombstones.discard(scope, record.key)
         return True
 
@@ -215,7 +192,7 @@ class RecordTree:
         if home is not None and home.record is not None:
             return False
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
-        self._make_room(scope, len(data), None)
+        self._make_room(scope, len(data), home)
         self.tier.reserve(scope, len(data))
         # What a client says of its scope is its own word for it; a dump shows where the chunks really are.
         home.record, home.fields = data, {**fields, "scope": scope}
@@ -223,38 +200,68 @@ class RecordTree:
 
     def _open(self, scope: str, namespace: bytes, extra_bytes: int) -> Home:
         """A new namespace, with room made for its first record of `extra_bytes` too."""
-        if self._homes_of[scope] >= self._max_namespaces:
-            raise StoreFull(f"scope {scope} has {self._max_namespaces} namespaces, which is the most it may")
-        self._make_room(scope, NAMESPACE_BYTES + extra_bytes, None)
+        if self._homes_of[scope] >= self._max_namespaces and not self._forget_one(scope=scope):
+            raise StoreFull(
+                f"scope {scope} has chunks in {self._max_namespaces} namespaces, which is the most it may"
+            )
+        self._make_room(scope, NAMESPACE_BYTES + extra_bytes)
         self.tier.reserve(scope, NAMESPACE_BYTES)
         identity = Namespace(scope=scope, salt=namespace.hex(), chunk_tokens=self.tree.chunk_tokens)
         shown = Namespace(scope=scope, chunk_tokens=self.tree.chunk_tokens).public_fields()
         home = Home(scope, namespace, self.tree.root(identity), fields=shown)
         self._homes[scope, namespace] = home
         self._homes_of[scope] += 1
+        self._empty.add(home)
         return home
 
     # ---- shrinking
 
-    def _make_room(self, scope: str, size_bytes: int, keep: Node | None) -> None:
-        """Evicts until `size_bytes` of `scope` fit, the path to `keep` spared; evicts nothing if that cannot be."""
-        missing = size_bytes - self.tier.free_bytes
-        over = self.tier.over_quota_bytes(scope, size_bytes)
-        if missing <= 0 and not over:
+    def _make_room(
+        self, scope: str, size_bytes: int, home: Home | None = None, keep: Node | None = None
+    ) -> None:
+        """Forgets empty namespaces and evicts chunks until `size_bytes` of `scope` fit.
+
+        Spares `home` and the path to `keep`; changes nothing where it cannot be made to fit.
+        """
+        tier = self.tier
+        if size_bytes <= tier.free_bytes and not tier.over_quota_bytes(scope, size_bytes):
             return
-        spared = sum(len(_held(node).data) for node in keep.path()) if keep is not None else 0
-        if size_bytes + spared + self.tier.pending_bytes > self.tier.capacity_bytes:
-            raise StoreFull(f"{size_bytes} bytes below a path of {spared} do not fit the host tier")
+        spared = 0 if home is None else home.own_bytes
+        if keep is not None:
+            spared += sum(len(_held(node).data) for node in keep.path())
+        if size_bytes + spared > tier.capacity_bytes:
+            raise StoreFull(f"{size_bytes} bytes beside {spared} that they need do not fit the host tier")
         lease = None if keep is None else self.tree.lease_node(keep)
         try:
-            if over:
-                self._forget(self.tree.evict(HOST, over, OVER_QUOTA, scope=scope), OVER_QUOTA)
-                missing = size_bytes - self.tier.free_bytes
-            if missing > 0:
-                self._forget(self.tree.evict(HOST, missing, self._eviction.reason), self._eviction.reason)
+            while tier.over_quota_bytes(scope, size_bytes):
+                if not self._forget_one(home, scope) and not self._evict_one(OVER_QUOTA, scope):
+                    break
+            while size_bytes > tier.free_bytes:
+                if not self._forget_one(home) and not self._evict_one(self._eviction.reason):
+                    raise StoreFull(f"{size_bytes} bytes do not fit beside what may not be evicted")
         finally:
             if lease is not None:
                 self.tree.release(lease)
+
+    def _evict_one(self, reason: str, scope: str | None = None) -> bool:
+        """Evicts one leaf, which may leave its namespace empty; False where there is none to evict."""
+        evicted = self.tree.evict(HOST, 1, reason, scope=scope)
+        self._forget(evicted, reason)
+        return bool(evicted)
+
+    def _forget_one(self, spared: Home | None = None, scope: str | None = None) -> bool:
+        """Forgets a namespace without chunks, of one scope or of any; False where there is none but `spared`."""
+        home = self._empty.oldest(spared, scope)
+        if home is None:
+            return False
+        self._empty.discard(home)
+        del self._homes[home.scope, home.namespace]
+        self._homes_of[home.scope] -= 1
+        if not self._homes_of[home.scope]:
+            del self._homes_of[home.scope]
+        self.tier.unreserve(home.scope, home.own_bytes)
+        self._counters.add(home.scope, "forgotten_namespaces")
+        return True
 
     def _forget(self, evicted: list[Evicted], reason: str) -> None:
         for gone in evicted:
@@ -262,6 +269,8 @@ class RecordTree:
             assert isinstance(handle, HeldRecord)
             key, scope = handle.link.key, handle.home.scope
             del handle.home.by_key[key]
+            if not handle.home.by_key:
+                self._empty.add(handle.home)
             stone = Tombstone(key, handle.link.depth, self.tier.name, self.tree.clock(), reason)
             self.tombstones.add(scope, stone)
             self._counters.add(scope, f"evictions.{reason}")

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection
+
+OTHERS = "others"
+"""Where the totals of scopes that are not told apart any more are added up. No scope has this name."""
 
 
 class ScopeCounters:
-    """Named totals per scope. Thread-safe."""
+    """Named totals per scope. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        most_scopes: told apart. Of more, the one that has counted nothing for longest is added to `OTHERS`: on
+            an open sidecar a scope exists as soon as anybody asks for it.
+    """
+
+    def __init__(self, most_scopes: int = 4096) -> None:
+        self._most_scopes = most_scopes
         self._lock = threading.Lock()
-        self._totals: dict[str, Counter[str]] = {}
+        self._totals: OrderedDict[str, Counter[str]] = OrderedDict()
+        self._others: Counter[str] = Counter()
 
     def add(self, scope: str, name: str, amount: int = 1) -> None:
         """Adds to one total."""
         with self._lock:
-            self._totals.setdefault(scope, Counter())[name] += amount
+            totals = self._totals.get(scope)
+            if totals is None:
+                totals = self._totals[scope] = Counter()
+                if len(self._totals) > self._most_scopes:
+                    self._others.update(self._totals.popitem(last=False)[1])
+            else:
+                self._totals.move_to_end(scope)
+            totals[name] += amount
 
     def by_scope(self) -> dict[str, dict[str, int]]:
         """Every total, by scope and name, sorted."""
         with self._lock:
-            return {scope: dict(sorted(totals.items())) for scope, totals in sorted(self._totals.items())}
+            by_scope = {**self._totals, OTHERS: self._others} if self._others else self._totals
+            return {scope: dict(sorted(totals.items())) for scope, totals in sorted(by_scope.items())}
 
     def summed(self, scopes: Collection[str] | None) -> dict[str, int | float]:
         """Totals over `scopes`, or over all."""

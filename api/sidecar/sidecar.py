@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.sidecar.fall_through import FallThrough
+from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
 from kvtrie.api.sidecar.metrics import render_metrics
 from kvtrie.api.sidecar.picture import take_picture
 from kvtrie.api.sidecar.record_tree import RecordTree
@@ -20,13 +21,15 @@ from kvtrie.prefix_tree import Snapshot
 from kvtrie.prefix_tree.errors import InputError, RecordError, StoreFull
 from kvtrie.store import Store, decode_record
 
+_SMALLEST_RECEIVE_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class SidecarConfig:
     """What a sidecar keeps.
 
     Raises:
-        InputError: a size below one.
+        InputError: `chunk_tokens` below one, less memory than one namespace takes, or `receive_bytes` below 4 MiB.
     """
 
     memory_bytes: int = 1 << 30
@@ -38,14 +41,28 @@ class SidecarConfig:
     client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
     eviction: Eviction = field(default_factory=Eviction)
     """Who goes when the host tier is full."""
+    receive_bytes: int | None = None
+    """Most bytes of bodies that are not whole yet, over all requests; None for an eighth of the memory, and at
+    least 64 MiB. They count beside the host tier's memory."""
     store_key: bytes | None = field(default=None, repr=False)
     """Seals records with a keyed MAC: records put must carry it."""
 
+    @property
+    def receive_budget_bytes(self) -> int:
+        """`receive_bytes`, or what it is by default."""
+        if self.receive_bytes is not None:
+            return self.receive_bytes
+        return max(_SMALLEST_RECEIVE_BYTES, self.memory_bytes // 8)
+
     def __post_init__(self) -> None:
-        if self.memory_bytes < 1 or self.chunk_tokens < 1:
+        if self.chunk_tokens < 1:
+            raise InputError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
+        if self.memory_bytes <= NAMESPACE_BYTES:
             raise InputError(
-                f"memory and chunk_tokens must be at least 1, got {self.memory_bytes} and {self.chunk_tokens}"
+                f"memory of {self.memory_bytes} bytes holds no chunk: a namespace alone takes {NAMESPACE_BYTES}"
             )
+        if self.receive_bytes is not None and self.receive_bytes < 4 << 20:
+            raise InputError(f"receive_bytes must be at least {4 << 20}, got {self.receive_bytes}")
 
 
 @dataclass(slots=True)

@@ -35,6 +35,20 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 """Tenants and shared scopes. No colon: `tenant:x` and `shared:x` cannot be made to look alike."""
 _API_KEY = re.compile(r"[!-~]{1,512}\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z", re.ASCII)
+_PLACEHOLDER = re.compile(
+    r"(replace|change)[-_. ]?(me|this)|place[-_. ]?holder|your[-_. ]?(api[-_. ]?)?key", re.I
+)
+"""Keys of examples. Whoever has read the example has them."""
+_PLACEHOLDERS = (
+    "replace-me",
+    "replace-me-{name}",
+    "changeme",
+    "change-me",
+    "placeholder",
+    "your-api-key",
+    "",
+)
+"""The same where a file has digests; of the empty key, too, which every request with `Bearer` alone presents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +138,8 @@ def load_tenants(path: Path) -> Tenants:
     """Reads a tenants file.
 
     Raises:
-        InputError: it cannot be read or is not TOML; or it names what is missing, unknown or malformed.
+        InputError: it cannot be read or is not TOML; or it names what is missing, unknown or malformed, or
+            whose key is still an example's.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -172,12 +187,12 @@ class _Reader:
         return Tenants(self._callers, self._shares, self._quotas)
 
     def _add(self, table: Mapping[str, object], place: str, caller: Caller) -> None:
-        digest = self._key_digest(table, place)
+        digest = self._key_digest(table, place, caller.name)
         if digest in self._callers:
             raise self._wrong(place, f"has the same key as {self._callers[digest].name}")
         self._callers[digest] = caller
 
-    def _key_digest(self, table: Mapping[str, object], place: str) -> bytes:
+    def _key_digest(self, table: Mapping[str, object], place: str, caller_name: str) -> bytes:
         if ("api_key" in table) == ("api_key_sha256" in table):
             raise self._wrong(place, "needs either api_key or api_key_sha256")
         name = "api_key" if "api_key" in table else "api_key_sha256"
@@ -186,7 +201,14 @@ class _Reader:
         if not isinstance(value, str) or not wanted.match(value):
             form = "1 to 512 visible ASCII characters" if name == "api_key" else "64 hex digits"
             raise self._wrong(place, f"{name} must be a string of {form}")
-        return hashlib.sha256(value.encode()).digest() if name == "api_key" else bytes.fromhex(value)
+        digest = hashlib.sha256(value.encode()).digest() if name == "api_key" else bytes.fromhex(value)
+        known = [text.format(name=caller_name) for text in _PLACEHOLDERS]
+        if (name == "api_key" and _PLACEHOLDER.search(value)) or digest in map(_sha256, known):
+            raise self._wrong(
+                place,
+                f"{name} is a placeholder; put in a key of your own, e.g. what `openssl rand -hex 32` prints",
+            )
+        return digest
 
     def _bytes(self, value: object, place: str, limit: str) -> int:
         if not isinstance(value, (str, int)):
@@ -217,3 +239,7 @@ class _Reader:
 
     def _wrong(self, place: str, problem: str) -> InputError:
         return InputError(f"tenants file {self._path}: {place} {problem}")
+
+
+def _sha256(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

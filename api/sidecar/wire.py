@@ -37,8 +37,16 @@ class Limits:
     """Most tokens in one match."""
     request_seconds: float = 60.0
     """Most time for one request, body and reply included: a trickling peer is cut off."""
+    header_seconds: float = 10.0
+    """Most time until a connection has sent its first request's headers, or the rest of later ones."""
     max_connections: int = 512
-    """More are answered 503."""
+    """Where each of them has a request under way, further ones are answered 503; /livez is answered."""
+    spare_connections: int = 16
+    """Connections beyond those, which /livez is answered on."""
+    max_unknown_per_address: int = 64
+    """Connections of one address that have shown no key yet; for a further one the oldest is closed."""
+    max_connections_per_key: int = 256
+    """Connections of one key; for a further one an idle one of that key is closed, or it is answered 429."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,11 @@ class FrameReader:
     def __init__(self, max_record_bytes: int) -> None:
         self._max_record_bytes = max_record_bytes
         self._buffer = bytearray()
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Bytes held of a frame that is not whole yet."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Records completed by `data`.

@@ -27,8 +27,8 @@ class EvictionAges:
 
     def add(self, evicted: Sequence[Evicted], now: float) -> None:
         """Counts what left at `now` (seconds)."""
-        self._lifetimes += [now - gone.node.created_at for gone in evicted]
-        self._idle += [now - gone.node.last_used_at for gone in evicted]
+        self._lifetimes += [now - gone.node.created_seconds for gone in evicted]
+        self._idle += [now - gone.node.used_seconds for gone in evicted]
         if len(self._idle) >= _TOGETHER:
             self.settle()
 

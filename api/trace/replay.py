@@ -72,7 +72,7 @@ def replay(
     started, now = time.perf_counter(), 0.0
     kept = {scope_of(tenant): blocks for tenant, blocks in (shares or {}).items()}
     tier = Tier("device", _NO_LIMIT, policy, shares=kept)
-    tree = PrefixTree(1, [tier], clock=lambda: now, tombstones_per_scope=0)
+    tree = PrefixTree(1, [tier], clock=lambda: now, steady=lambda: now, tombstones_per_scope=0)
     roots = _roots(tree, trace)
     starts, times = trace.starts.tolist(), trace.times.tolist()
     data, numbers = trace.blocks.tobytes(), trace.blocks
@@ -94,6 +94,9 @@ def replay(
         if progress is not None and index - shown >= 64:
             progress(index - shown)
             shown = index
+    if tier.policy_error is not None:
+        # A server goes on with LRU; what is measured here must be the policy that was asked for.
+        raise tier.policy_error
     if progress is not None:
         progress(len(times) - shown)
     return ReplayResult(trace, name, capacity_blocks, matched, ages, time.perf_counter() - started)

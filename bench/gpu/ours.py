@@ -19,8 +19,10 @@ from torch import Tensor
 from bench.gpu.shapes import Shape
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, prepare_step
 from kvtrie.chunk_kernels.attend_triton import attend_triton
-from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
+from kvtrie.chunk_kernels.launch_plan import launch_plan
 from kvtrie.chunk_kernels.tilings import (
+    Tiling,
+    Tilings,
     TunedTiling,
     cost_model_for,
     pool_formats,

@@ -138,9 +138,9 @@ class LearnedReturn:
     def finished(self, residence: Residence, matched_chunks: int) -> None:
         """A request is through: told once per request and tier, at the deepest resident chunk of its path, before
         its hold there ends. `matched_chunks` of the path were resident when it came. Its time is the node's
-        `last_used_at`. Costs a look-up per chunk of the path, and a millisecond of learning every 16 requests.
+        `used_seconds`. Costs a look-up per chunk of the path, and a millisecond of learning every 16 requests.
         """
-        self._advance(residence.node.last_used_at)
+        self._advance(residence.node.used_seconds)
         path, tier = residence.node.path(), residence.tier
         chunks = len(path)
         matched_chunks = min(matched_chunks, chunks)
@@ -157,7 +157,7 @@ class LearnedReturn:
         if fork >= 0:
             note = self._note(_resident(path[fork], tier))
             if note.parted == 0:
-                note.first = path[fork].created_at
+                note.first = path[fork].created_seconds
             seen = forks[fork].parted if fork in forks else 0
             note.parted = parted = max(1, note.parted, seen) + 1
         if turn_before is not None and parted < _SHARED:
@@ -273,7 +273,7 @@ class LearnedReturn:
     def _push(self, residence: Residence, note: _Note) -> None:
         note.level = note.bucket = _END_LEVEL if note.is_end else self._returns.level(note.kind)
         if note.parted >= _SHARED and not note.is_end:
-            seconds = (self._now - note.first + 1e-3) / (note.parted - 1)
+            seconds = (self._since(note.first) + 1e-3) / (note.parted - 1)
             note.bucket = _FIRST_RATE + int(2 * log2(seconds))
         self._entries += 1
         note.entry = (note.request, self._entries, residence)
@@ -292,6 +292,10 @@ class LearnedReturn:
         note.entry = None
         self._queued -= 1
 
+    def _since(self, then: float) -> float:
+        """Seconds from `then` to now; 0 if the clock was set back since, which a steady one is not."""
+        return max(0.0, self._now - then)
+
     def _worth(self, residence: Residence) -> float:
         """Returns per second that keeping a leaf may bring."""
         note = self._notes[residence]
@@ -300,7 +304,7 @@ class LearnedReturn:
         if note.parted < _SHARED or note.is_end or self._started is None:
             return worth
         # A tenth of the time between requests: a burst in one instant is no infinite rate.
-        seconds = self._now - note.first + 0.1 * (self._now - self._started) / max(1, self._requests)
+        seconds = self._since(note.first) + 0.1 * (self._now - self._started) / max(1, self._requests)
         return max(worth, 1 / max(1e-9, seconds / (note.parted - _NOT_SHARING), silent))
 
 

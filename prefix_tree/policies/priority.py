@@ -18,7 +18,7 @@ class PriorityWithExpiry:
     Args:
         priorities: of each scope, the higher kept longer; 0 where a scope is not named.
         ttl_seconds: how long a priority holds after a use; None for ever.
-        clock: unix seconds; the tree's own, where that is not `time.time`.
+        steady: seconds of a clock that is never set; the tree's own, where that is not `time.monotonic`.
 
     Raises:
         InputError: `ttl_seconds` is not positive.
@@ -28,13 +28,13 @@ class PriorityWithExpiry:
         self,
         priorities: Mapping[str, float] | None = None,
         ttl_seconds: float | None = None,
-        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         if ttl_seconds is not None and ttl_seconds <= 0:
             raise InputError(f"ttl_seconds={ttl_seconds} is not positive; leave it out for no expiry")
         self._priorities = dict(priorities or {})
         self._ttl_seconds = ttl_seconds
-        self._clock = clock
+        self._steady = steady
         self._by_priority = LeafQueue(self._priority)
         self._by_age = LeafQueue(_by_age)
 
@@ -69,7 +69,7 @@ class PriorityWithExpiry:
         if self._ttl_seconds is None:
             return None
         oldest = self._by_age.pop()
-        if oldest is None or oldest.node.last_used_at + self._ttl_seconds <= self._clock():
+        if oldest is None or oldest.node.used_seconds + self._ttl_seconds <= self._steady():
             return oldest
         self._by_age.push(oldest)
         return None
@@ -85,4 +85,4 @@ class PriorityWithExpiry:
 
 
 def _by_age(residence: Residence) -> Rank:
-    return residence.node.last_used_at, residence.last_use
+    return residence.node.used_seconds, residence.last_use

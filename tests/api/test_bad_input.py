@@ -425,6 +425,7 @@ def test_wrapper_arguments(shared_model: PreTrainedModel, options: dict[str, Any
         ("KVTRIE_CHECK", "yes", "KVTRIE_CHECK='yes'"),
         ("KVTRIE_CHECK", "", "KVTRIE_CHECK=''"),
         ("KVTRIE_STORE_KEY", "short", "16 to 64 bytes"),
+        ("KVTRIE_STORE_KEY", "", "KVTRIE_STORE_KEY is empty"),
     ],
 )
 def test_environment_variables(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,16 @@ from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel, Sampling
 from kvtrie.prefix_tree import InputError
-from tests.api.models import CONFIGS, POSITIONS, VOCABULARY, WINDOW, left_padded, prompts, tiny_model
+from tests.api.models import (
+    CONFIGS,
+    POSITIONS,
+    VOCABULARY,
+    WINDOW,
+    config_of,
+    left_padded,
+    prompts,
+    tiny_model,
+)
 
 CHUNK = 16
 NEW = 12
@@ -149,17 +158,33 @@ def test_generating_far_beyond_the_window(family: str) -> None:
         assert cached.stats()["cached_tokens"] > 0
 
 
-def test_text_of_a_model_that_takes_images() -> None:
-    text = CONFIGS["gemma3-window"]().to_dict()
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+WITH_IMAGES: dict[str, Callable[[], PreTrainedModel]] = {
+    "gemma3": lambda: hf.Gemma3ForConditionalGeneration(
+        hf.Gemma3Config(
+            text_config=config_of("gemma3-window").to_dict(),
+            vision_config={**_VISION, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            image_token_index=VOCABULARY - 1,
+        )
+    ),
+    **{
+        f"mistral3 over {text}": lambda text=text: hf.Mistral3ForConditionalGeneration(  # type: ignore[misc]
+            hf.Mistral3Config(
+                text_config=config_of(text).to_dict(),
+                vision_config={"model_type": "pixtral", **_VISION, "image_size": 28, "patch_size": 14},
+                image_token_index=VOCABULARY - 1,
+            )
+        )
+        for text in ("mistral-window", "ministral3-window")
+    },
+}
+
+
+@pytest.mark.parametrize("wrapper", WITH_IMAGES)
+def test_text_of_a_model_that_takes_images(wrapper: str) -> None:
     torch.manual_seed(0)
-    config = hf.Gemma3Config(
-        text_config=text,
-        vision_config={**vision, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-        image_token_index=VOCABULARY - 1,
-    )
-    model = hf.Gemma3ForConditionalGeneration(config).eval()
+    model = WITH_IMAGES[wrapper]().eval()
     with PrefixCachedModel(model, memory="8MiB", chunk_tokens=CHUNK) as cached:
         for _ in range(2):
             same_as_uncached(cached, prompts([70, 9, 33], shared=24))

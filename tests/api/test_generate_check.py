@@ -68,13 +68,21 @@ class AnotherAttention(hf.LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class OtherTokens(hf.LlamaForCausalLM):
+    """Its loop hands on other tokens than the prompt's."""
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return {**inputs, "input_ids": (inputs["input_ids"] + 1) % 200}
+
+
 @pytest.mark.parametrize(
     ("kind", "error", "says"),
     [
         (
             WithoutTheCache,
             LibraryChanged,
-            rf"generate\(\) of transformers {VERSION} ran a pass without the cache",
+            rf"transformers {VERSION} did not use the cache .* as {CACHE}=",
         ),
         (
             WholePromptWithoutPositions,
@@ -82,10 +90,11 @@ class AnotherAttention(hf.LlamaForCausalLM):
             rf"generate\(\) of transformers {VERSION} forwards 1 columns at positions None",
         ),
         (LayersOutsideOurPasses, Exception, "kvtrie"),
+        (AnotherAttention, UnsupportedModel, "AnotherAttention does not compute its own logits"),
         (
-            AnotherAttention,
+            OtherTokens,
             UnsupportedModel,
-            r"prompt of . tokens, logits .* off those of the model's own forward",
+            r"prompt of 1 tokens, logits .* off those of the model's own forward",
         ),
     ],
 )

@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 
 from kvtrie.chunk_kernels import PLAIN, Variant, prepare_step
 from kvtrie.chunk_kernels.attend_triton import attend_triton
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
+from kvtrie.chunk_kernels.launch_plan import launch_plan
+from kvtrie.chunk_kernels.tilings import Tiling, Tilings
+from kvtrie.chunk_kernels.work_split import CostModel
 from tests.chunk_kernels.forests import poison_unused, random_forest, random_pool
 from tests.chunk_kernels.oracle import oracle
 from tests.chunk_kernels.tolerance import most_error

@@ -12,9 +12,10 @@ pytest.importorskip("triton")
 
 from kvtrie.chunk_kernels import PLAIN, ChunkPool, StepSequence, Variant, prepare_step
 from kvtrie.chunk_kernels.attend_triton import attend_stored, attend_triton
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import LaunchPlan, Tiling, Tilings, launch_plan
+from kvtrie.chunk_kernels.launch_plan import LaunchPlan, launch_plan
 from kvtrie.chunk_kernels.quantise import StoredLayer
+from kvtrie.chunk_kernels.tilings import Tiling, Tilings
+from kvtrie.chunk_kernels.work_split import CostModel
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
 from tests.chunk_kernels.oracle import oracle
 from tests.chunk_kernels.tolerance import most_error

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kvtrie.chunk_kernels import ChunkPool, StepSequence, attend, attend_reference, prepare_step
-from kvtrie.chunk_kernels.cutting import CostModel
-from kvtrie.chunk_kernels.launch_plan import Tiling, Tilings, launch_plan
+from kvtrie.chunk_kernels.launch_plan import launch_plan
+from kvtrie.chunk_kernels.tilings import Tiling, Tilings
+from kvtrie.chunk_kernels.work_split import CostModel
 from tests.chunk_kernels.forests import CHUNK, random_forest
 from tests.chunk_kernels.quantised_pools import as_raw, quantised_pool
 

@@ -9,8 +9,8 @@ import torch
 
 from kvtrie.chunk_kernels import PLAIN, StepSequence, Variant, attend, attend_reference, prepare_step
 from kvtrie.chunk_kernels.partial import composed_attention, merge, with_sinks
-from kvtrie.chunk_kernels.torch_work import RunItem, torch_work
-from kvtrie.chunk_kernels.varied_work import DenseItem, varied_items
+from kvtrie.chunk_kernels.torch_items import RunItem, torch_work
+from kvtrie.chunk_kernels.variant_items import DenseItem, varied_items
 from kvtrie.prefix_tree.errors import InputError
 from tests.chunk_kernels.forests import CHUNK, random_forest, random_pool
 from tests.chunk_kernels.oracle import oracle
@@ -42,9 +42,9 @@ VARIANTS = {
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones, so that small forests are cut in every way that large ones are."""
     if request.param == "small blocks":
-        monkeypatch.setattr("kvtrie.chunk_kernels.varied_work.BLOCK_ROWS", 6)
-        monkeypatch.setattr("kvtrie.chunk_kernels.varied_work.BLOCK_TOKENS", 13)
-        monkeypatch.setattr("kvtrie.chunk_kernels.varied_work.LEAST_SQUARE_ROWS", 3)
+        monkeypatch.setattr("kvtrie.chunk_kernels.variant_items.BLOCK_ROWS", 6)
+        monkeypatch.setattr("kvtrie.chunk_kernels.variant_items.BLOCK_TOKENS", 13)
+        monkeypatch.setattr("kvtrie.chunk_kernels.variant_items.LEAST_SQUARE_ROWS", 3)
 
 
 @pytest.mark.usefixtures("blocks")

@@ -14,14 +14,16 @@ DEVICE, HOST = 0, 1
 
 
 class Forest:
-    """A tree of two tiers with a clock that is set by hand."""
+    """A tree of two tiers with clocks moved by hand: `now` goes on, `set_by` is how far the wall clock is off."""
 
     def __init__(self, chunk_tokens: int = 2, capacity_bytes: int = 1_000, **options: Any) -> None:
         self.now = 1000.0
+        self.set_by = 0.0
         self.tree = PrefixTree(
             chunk_tokens,
             [Tier("device", capacity_bytes), Tier("host", capacity_bytes)],
-            clock=lambda: self.now,
+            clock=lambda: self.now + self.set_by,
+            steady=lambda: self.now,
             **options,
         )
 

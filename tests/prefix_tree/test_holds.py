@@ -91,7 +91,7 @@ def test_a_pin_protects_until_unpinned(forest) -> None:
 
 def test_a_pin_ends_at_its_time_and_not_before(forest) -> None:
     (node,) = forest.store("a", [1, 2])
-    pin = forest.tree.pin(node, expires_at=1060)
+    pin = forest.tree.pin(node, seconds=60)
     forest.now = 1059.9
     forest.tree.expire_pins()
     assert forest.tree.pins == {pin}
@@ -127,7 +127,7 @@ def test_the_pin_budget_counts_each_chunk_once_and_each_scope_apart(make_forest)
 def test_expired_pins_leave_the_budget(make_forest) -> None:
     forest = make_forest(pin_budget_bytes=1)
     one, two = forest.store("a", [1, 2]) + forest.store("a", [3, 4])
-    forest.tree.pin(one, expires_at=1010)
+    forest.tree.pin(one, seconds=10)
     with pytest.raises(PinBudgetExceeded):
         forest.tree.pin(two)
     forest.now = 1010

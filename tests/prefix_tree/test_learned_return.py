@@ -27,7 +27,7 @@ class Replay:
         self.capacity = capacity
         self.now = 0.0
         self.tier = Tier("device", 1 << 40, policy)
-        self.tree = PrefixTree(1, [self.tier], clock=lambda: self.now)
+        self.tree = PrefixTree(1, [self.tier], steady=lambda: self.now)
         self._root = self.tree.root(Namespace("anybody", chunk_tokens=1))
 
     def cached(self, blocks: Sequence[int]) -> int:

@@ -27,7 +27,7 @@ class Requests:
     def __init__(self, make_forest: Callable[..., Any], name: str, **parameters: Any) -> None:
         self.forest = make_forest(chunk_tokens=1)
         if name == "priority":
-            parameters["clock"] = lambda: self.forest.now
+            parameters["steady"] = lambda: self.forest.now
         self.policy = policy_named(name, **parameters)
         self.tree = self.forest.tree
         self.tree.tiers[DEVICE] = Tier("device", 1_000, self.policy)

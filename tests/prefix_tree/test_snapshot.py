@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from kvtrie.prefix_tree import InputError, Namespace, Snapshot, take_snapshot
+from kvtrie.prefix_tree import InputError, Namespace, Snapshot, copy_tree, take_snapshot
+from kvtrie.prefix_tree.roots import ROOT_BYTES
 from kvtrie.prefix_tree.snapshot import NodeView, PinView
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES
+from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES
+from tests.prefix_tree.work_count import lines_run
 
 DEVICE, HOST = 0, 1
 
@@ -26,7 +28,7 @@ def picture(forest) -> Snapshot:
     forest.now = 1010.0
     assert forest.evict(DEVICE, 1) == [gone]
     mine = forest.store("a", [1, 2, 5, 6], ["s"])
-    tree.pin(mine[1], "mine", 2000.0)
+    tree.pin(mine[1], "mine", 990.0)
     tree.tiers[HOST].reserve("a", 7)
     tree.claim(forest.match("a", [7, 7]), forest.bytes([7, 7]))
     forest.now = 1020.0
@@ -85,8 +87,8 @@ def test_tiers_and_pending_chunks(picture: Snapshot) -> None:
 def test_the_longest_pin_below_is_shown(forest) -> None:
     top, one, two, three = (*forest.store("a", [1, 2, 3, 4]), *forest.store("a", [1, 2, 5, 6])[1:],
                             *forest.store("a", [1, 2, 7, 8])[1:])  # fmt: skip
-    forest.tree.pin(one, "short", 2000.0)
-    forest.tree.pin(two, "long", 3000.0)
+    forest.tree.pin(one, "short", 1000.0)
+    forest.tree.pin(two, "long", 2000.0)
     assert take_snapshot(forest.tree, "engine").nodes[0].pin == PinView("long", 3000.0)
     forest.tree.pin(three, "for ever")
     picture = take_snapshot(forest.tree, "engine")
@@ -102,13 +104,82 @@ def test_evictions_tombstones_and_counters(picture: Snapshot) -> None:
         "requests": 3,
         "hit_rate": 0.5,
         "evictions.least recently used": 1,
-        "tombstone_bytes": TOMBSTONE_BYTES,
+        "namespaces": 2,
+        "namespace_bytes": 2 * ROOT_BYTES,
+        "tombstones": 1,
+        "tombstone_bytes": TOMBSTONE_BYTES + RING_BYTES,
+        "pins": 1,
+        "pinned_bytes": 6,
     }
     assert (picture.source, picture.taken_at, picture.chunk_tokens) == ("engine", 1030.0, 2)
 
 
 def test_taking_a_picture_changes_nothing(picture: Snapshot, forest) -> None:
     assert take_snapshot(forest.tree, "engine", {"requests": 3, "hit_rate": 0.5}) == picture
+
+
+def test_a_copy_is_the_tree_of_one_moment_whatever_becomes_of_it(picture: Snapshot, forest) -> None:
+    """Everything that can change does, between the copy and the snapshot made of it."""
+    tree = forest.tree
+    copied = copy_tree(tree)
+    for lease in list(tree.leases):
+        tree.release(lease)
+    for pin in list(tree.pins):
+        tree.unpin(pin)
+    forest.now += 1000
+    forest.set_by = -5000.0
+    forest.evict(DEVICE, 2)
+    (shared,) = forest.match("s", [1, 2]).path
+    forest.copy(forest.store("s", [1, 2, 3, 4])[1], HOST)
+    forest.store("s", [1, 2, 0, 0])
+    forest.store("new", [1, 2])
+    tree.release(tree.lease(forest.match("s", [1, 2])))
+    (claim,) = {node.claim for node in tree.walk() if node.claim is not None}
+    tree.publish(claim, DEVICE, "computed", 1)
+    tree.tiers[HOST].unreserve("a", 7)
+    assert copied.snapshot("engine", {"requests": 3, "hit_rate": 0.5}) == picture
+    assert take_snapshot(tree, "engine") != picture
+    forest.evict(DEVICE, 1000)
+    forest.evict(HOST, 1000)
+    assert len(tree) == 0
+    assert shared.children is None
+    assert copied.snapshot("engine", {"requests": 3, "hit_rate": 0.5}) == picture
+
+
+def test_a_copy_takes_little_of_the_work(make_forest) -> None:
+    """What the lock is held for, against the snapshot."""
+    forest = make_forest(capacity_bytes=10_000)
+    for number in range(300):
+        forest.store("a", [number % 7, 1, number, 2, 3, 3])
+    copied = copy_tree(forest.tree)
+    under_the_lock = lines_run(lambda: copy_tree(forest.tree))
+    assert 10 * under_the_lock < lines_run(lambda: copied.snapshot("engine"))
+
+
+def test_nodes_whose_keys_collide_are_in_the_picture(make_forest) -> None:
+    forest = make_forest(digest=lambda data: b"same")
+    for tokens in ([1, 2, 3, 4], [1, 2, 5, 6], [7, 8]):
+        forest.store("a", tokens)
+    picture = take_snapshot(forest.tree, "engine")
+    assert [node.tokens for node in picture.nodes] == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    assert [node.parent for node in picture.nodes] == [None, 0, 0, None]
+
+
+def test_the_order_is_that_of_a_walk(forest) -> None:
+    """Depth first, in token order (little-endian bytes), and a tenant's continuations after the scope's own."""
+    for scope, tokens, readable in (
+        ("s", [1, 2, 256, 0], []),
+        ("s", [1, 2, 1, 0], []),
+        ("a", [1, 2, 0, 0], ["s"]),
+        ("a", [3, 3], []),
+        ("s", [0, 9], []),
+    ):
+        forest.store(scope, tokens, readable)
+    picture = take_snapshot(forest.tree, "engine")
+    walked = [(node.root.key.hex(), node.key.hex()) for node in forest.tree.walk()]
+    assert [(picture.namespaces[n.namespace].digest, n.key) for n in picture.nodes] == walked
+    shown = [node.tokens for node in picture.nodes]
+    assert shown == [[0, 9], [1, 2], [256, 0], [1, 0], [0, 0], [3, 3]]
 
 
 def test_json_there_and_back(picture: Snapshot) -> None:

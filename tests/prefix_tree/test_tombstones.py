@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrie.prefix_tree.tombstones import TOMBSTONE_BYTES, Tombstone, Tombstones
+from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES, Tombstone, Tombstones
 
 DEVICE = 0
 
@@ -39,7 +39,7 @@ def test_each_scope_remembers_so_many_and_forgets_its_oldest(make_forest) -> Non
     assert found == [False, True, True]
     assert forest.tree.tombstones.find("b", theirs.key) is not None
     assert len(forest.tree.tombstones) == 3
-    assert forest.tree.tombstones.size_bytes == 3 * TOMBSTONE_BYTES
+    assert forest.tree.tombstones.size_bytes == 3 * TOMBSTONE_BYTES + 2 * RING_BYTES
 
 
 def test_none_at_all_if_so_configured(make_forest) -> None:
@@ -62,3 +62,41 @@ def test_the_newest_of_one_key_counts_and_is_youngest() -> None:
     stones.discard("a", b"x")
     stones.discard("nobody", b"x")
     assert [s.key for _, s in stones] == [b"z"]
+
+
+def test_all_scopes_together_have_a_bound(make_forest) -> None:
+    """A new tenant's evictions take from the scope that has evicted nothing for longest, its oldest first."""
+    bound = 3 * RING_BYTES + 6 * TOMBSTONE_BYTES
+    stones = Tombstones(3, bound)
+    for scope, name in (("a", b"1"), ("b", b"1"), ("a", b"2"), ("a", b"3"), ("b", b"2"), ("b", b"3")):
+        stones.add(scope, stone(name))
+    stones.add("a", stone(b"4"))
+    kept = [("b", [stone(b"1"), stone(b"2"), stone(b"3")]), ("a", [stone(b"2"), stone(b"3"), stone(b"4")])]
+    assert stones.by_scope() == kept
+    stones.add("c", stone(b"1"))
+    assert stones.by_scope() == [("b", [stone(b"2"), stone(b"3")]), kept[1], ("c", [stone(b"1")])]
+    assert (len(stones), stones.size_bytes) == (6, bound)
+    stones.add("c", stone(b"2"))
+    stones.add("c", stone(b"3"))
+    assert stones.by_scope() == [kept[1], ("c", [stone(b"1"), stone(b"2"), stone(b"3")])]
+    assert (len(stones), stones.size_bytes) == (6, bound - RING_BYTES)
+
+
+def test_a_scope_without_tombstones_leaves_nothing(forest) -> None:
+    forest.store("a", [1, 2])
+    forest.evict(DEVICE, 1)
+    assert forest.tree.tombstones
+    forest.store("a", [1, 2])
+    assert not forest.tree.tombstones
+    assert forest.tree.tombstones.size_bytes == forest.tree.figures()["tombstone_bytes"] == 0
+
+
+def test_ten_thousand_scopes_stay_within_the_bound() -> None:
+    stones = Tombstones(1024, 1 << 20)
+    for number in range(10_000):
+        for name in range(3):
+            stones.add(f"tenant:{number}", stone(b"%d" % name))
+    assert stones.size_bytes <= 1 << 20
+    assert len(stones) == sum(len(ring) for _, ring in stones.by_scope())
+    assert stones.find("tenant:9999", b"2") is not None
+    assert stones.find("tenant:0", b"2") is None

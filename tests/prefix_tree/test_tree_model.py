@@ -7,8 +7,9 @@ scope's path changes scope on the way. The model never looks at keys, parents, c
 from __future__ import annotations
 
 import functools
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -40,6 +41,8 @@ from kvtrie.prefix_tree import (
 )
 from kvtrie.prefix_tree.policies import policy_named
 from kvtrie.prefix_tree.policies.named import POLICIES
+from kvtrie.prefix_tree.roots import ROOT_BYTES
+from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES
 
 Path = tuple[tuple[str, tuple[int, ...]], ...]
 """Steps from the first chunk to the last: the scope that owns it, and its tokens."""
@@ -47,6 +50,10 @@ Path = tuple[tuple[str, tuple[int, ...]], ...]
 DEVICE, HOST = 0, 1
 CAPACITY_BYTES = (36, 28)
 PIN_BUDGET_BYTES = 12
+SCOPES = ("tenant:a", "tenant:b", "shared:s", "shared:u")
+STONES_PER_SCOPE = 3
+STONES_BYTES = ROOT_BYTES + ROOT_BYTES // 2
+"""For the tombstones of all scopes; as much again is for idle roots, and enough for one."""
 VIEWS = (
     ("tenant:a", ()),
     ("tenant:a", ("shared:s",)),
@@ -97,6 +104,28 @@ class Naive:
     """Leases and pins: the path, everything of it that was stored when the hold began, and whether it is for
     a request."""
     ticks: int = 0
+    key_of: Callable[[Path], bytes] = repr  # type: ignore[assignment]
+    stones: dict[str, list[bytes]] = field(default_factory=dict)
+    """Keys of evicted chunks by scope, the oldest first; the scope that evicted last is the last."""
+
+    def bury(self, path: Path) -> None:
+        """A chunk is evicted: its scope remembers three, and all together what they have memory for."""
+        scope, key = path[-1][0], self.key_of(path)
+        ring = self.stones.pop(scope, [])
+        self.stones[scope] = [*(stone for stone in ring if stone != key), key][-STONES_PER_SCOPE:]
+        while sum(RING_BYTES + TOMBSTONE_BYTES * len(ring) for ring in self.stones.values()) > STONES_BYTES:
+            longest_ago = next(iter(self.stones))
+            self.stones[longest_ago].pop(0)
+            self.stones = {scope: ring for scope, ring in self.stones.items() if ring}
+
+    def unearth(self, path: Path) -> None:
+        """A chunk is cached again."""
+        scope, key = path[-1][0], self.key_of(path)
+        self.stones = {
+            owner: kept
+            for owner, ring in self.stones.items()
+            if (kept := [stone for stone in ring if (owner, stone) != (scope, key)])
+        }
 
     def resident(self) -> set[Path]:
         return {*self.sizes[DEVICE], *self.sizes[HOST]}
@@ -146,6 +175,7 @@ class Naive:
         if path in self.sizes[tier]:
             return False
         self.sizes[tier][path] = size_bytes
+        self.unearth(path)
         self.uses[tier][path] = 0
         self.pending.pop(path, None)
         self.use({(tier, above) for above in prefixes(path)})
@@ -161,6 +191,7 @@ class Naive:
 
     def take_out(self, tier: int, path: Path) -> None:
         """One leaf goes."""
+        self.bury(path)
         for of_tier in (self.sizes, self.used, self.uses):
             del of_tier[tier][path]
         if path not in self.resident():
@@ -210,21 +241,23 @@ class TreeMachine(RuleBasedStateMachine):
         stored=st.lists(st.tuples(VIEW, PROMPT, SIZE, TIER), min_size=2, max_size=6),
     )
     def start(self, chunk_tokens: int, stored: list[tuple[View, Draw, int, int]]) -> None:
-        self.now = 1000.0
+        self.now, self.set_by = 1000.0, 0.0
         self.chunk = chunk_tokens
         self.tree = PrefixTree(
             chunk_tokens,
             [self.tier("device", DEVICE), self.tier("host", HOST)],
             digest=self.digest,
-            clock=lambda: self.now,
-            tombstones_per_scope=3,
+            clock=lambda: self.now + self.set_by,
+            steady=lambda: self.now,
+            tombstones_per_scope=STONES_PER_SCOPE,
+            remembered_bytes=2 * STONES_BYTES,
             pin_budget_bytes=PIN_BUDGET_BYTES,
         )
-        scopes = ("tenant:a", "tenant:b", "shared:s", "shared:u")
-        self.roots = {scope: self.tree.root(Namespace(scope, chunk_tokens=chunk_tokens)) for scope in scopes}
-        self.naive = Naive()
+        self.roots = {scope: self.tree.root(self.namespace(scope)) for scope in SCOPES}
+        self.naive = Naive(key_of=self.key_of)
         self.leases: list[Lease] = []
         self.pins: list[tuple[Pin, float | None]] = []
+        """Each with its end, on the steady clock."""
         self.requests: list[Request] = []
         self.waiting: list[tuple[View, list[int]]] = []
         self.booked: list[tuple[int, str, int]] = []
@@ -234,13 +267,19 @@ class TreeMachine(RuleBasedStateMachine):
             self.store_new(view, self.prompt(drawn), size_bytes, tier, at_once=True)
 
     def tier(self, name: str, number: int) -> Tier:
-        parameters = {"clock": lambda: self.now, "ttl_seconds": 20} if self.policy == "priority" else {}
+        parameters = {"steady": lambda: self.now, "ttl_seconds": 20} if self.policy == "priority" else {}
         policy = policy_named(self.policy, capacity_chunks=8, **parameters)
         return Tier(name, CAPACITY_BYTES[number], policy)
 
     def digest(self, data: bytes) -> bytes:
         key = int.from_bytes(xxh3_128_digest(data), "big") % (1 << self.key_bits)
         return key.to_bytes(16, "big")
+
+    def namespace(self, scope: str) -> Namespace:
+        return Namespace(scope, chunk_tokens=self.chunk)
+
+    def key_of(self, path: Path) -> bytes:
+        return self.tree.chain_key(self.namespace(path[-1][0]).digest, as_bytes(tokens_of(path)), len(path))
 
     # ---- what the rules are made of
 
@@ -327,7 +366,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert (evicted.handle, evicted.size_bytes) == (handles[path], self.naive.sizes[tier][path])
             missing -= evicted.size_bytes
             self.naive.take_out(tier, path)
-            assert self.tree.tombstones.find(path[-1][0], evicted.node.key) is not None or len(gone) > 3
+            assert evicted.node.key == self.key_of(path)
         assert missing <= 0 or not self.naive.leaves(tier), "as much as was asked for"
         return paths
 
@@ -364,10 +403,10 @@ class TreeMachine(RuleBasedStateMachine):
 
     def forget_expired(self) -> None:
         """The model's side of `expire_pins`, which eviction and pinning begin with."""
-        for pin, expires_at in self.pins:
-            if expires_at is not None and expires_at <= self.now:
+        for pin, end in self.pins:
+            if end is not None and end <= self.now:
                 del self.naive.holds[pin]
-        self.pins = [(pin, at) for pin, at in self.pins if at is None or at > self.now]
+        self.pins = [(pin, end) for pin, end in self.pins if end is None or end > self.now]
 
     # ---- reading
 
@@ -467,16 +506,15 @@ class TreeMachine(RuleBasedStateMachine):
         if chosen is None:
             return
         path, node = chosen
-        expires_at = None if seconds is None else self.now + seconds
         self.forget_expired()
         pinned = [self.naive.holds[pin][0] for pin, _ in self.pins]
         if self.naive.pinned_bytes(path[-1][0], [*pinned, path]) > PIN_BUDGET_BYTES:
             with pytest.raises(PinBudgetExceeded):
-                self.tree.pin(node, "test", expires_at)
+                self.tree.pin(node, "test", seconds)
             return
-        pin = self.tree.pin(node, "test", expires_at)
+        pin = self.tree.pin(node, "test", seconds)
         self.naive.hold(pin, path)
-        self.pins.append((pin, expires_at))
+        self.pins.append((pin, None if seconds is None else self.now + seconds))
 
     @precondition(lambda self: self.pins)
     @rule(pick=PICK)
@@ -486,13 +524,34 @@ class TreeMachine(RuleBasedStateMachine):
         self.tree.unpin(pin)
         self.tree.unpin(pin)
 
-    @precondition(lambda self: any(expires_at is not None for _, expires_at in self.pins))
+    @precondition(lambda self: any(end is not None for _, end in self.pins))
     @rule(seconds=st.sampled_from((1, 10, 60)))
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
         if seconds == 10:
             self.tree.expire_pins()
             self.forget_expired()
+
+    @rule(seconds=st.sampled_from((-3600.0, -7.0, 0.0, 7200.0)))
+    def wall_clock_is_set(self, seconds: float) -> None:
+        """By people or a time server: no lifetime may follow it."""
+        self.set_by = seconds
+
+    @rule(scope=st.sampled_from(SCOPES))
+    def forget_root(self, scope: str) -> None:
+        """A caller lets go of a root and asks again: the tree has kept it if it had to, and if not it is free."""
+        root = self.roots.pop(scope)
+        used = any(path[-1][0] == scope for path in (*self.naive.resident(), *self.naive.pending))
+        kept = any(other is root for other in self.tree.roots())
+        leased = any(lease.node is root for lease in self.tree.leases)
+        assert kept or not used
+        seen, hits = weakref.ref(root), root.hits
+        del root
+        assert (seen() is not None) == (kept or leased)
+        if seen() is None:
+            self.hits -= hits
+        self.roots[scope] = self.tree.root(self.namespace(scope))
+        assert seen() in (None, self.roots[scope])
 
     # ---- claiming
 
@@ -564,6 +623,14 @@ class TreeMachine(RuleBasedStateMachine):
     def evict(self, tier: int, size_bytes: int) -> None:
         self.take_out(tier, size_bytes)
 
+    @rule(tier=TIER, size_bytes=st.integers(0, 40))
+    def ask_what_could_be_freed(self, tier: int, size_bytes: int) -> None:
+        """All that nobody holds, however many evictions that takes."""
+        self.forget_expired()
+        held = {path for _, stored, _ in self.naive.holds.values() for t, path in stored if t == tier}
+        free = sum(size for path, size in self.naive.sizes[tier].items() if path not in held)
+        assert self.tree.can_free(tier, size_bytes) == (free >= size_bytes)
+
     @rule(size_bytes=st.integers(1, 9))
     def demote(self, size_bytes: int) -> None:
         """What leaves the device goes to the host where the host has the path above it."""
@@ -617,7 +684,17 @@ class TreeMachine(RuleBasedStateMachine):
         self.uses_equal(named)
         for _, held, _ in self.naive.holds.values():
             assert all(path in self.naive.sizes[tier] for tier, path in held)
-        assert sum(node.hits for node in (*nodes, *self.tree.roots())) == self.hits
+        assert sum(node.hits for node in (*nodes, *self.roots.values())) == self.hits
+        assert self.tree.pins == {pin for pin, _ in self.pins}
+        for scope in SCOPES:
+            pinned = self.naive.pinned_bytes(scope, [self.naive.holds[pin][0] for pin, _ in self.pins])
+            assert self.tree.pinned_bytes(scope) == pinned
+        for pin, end in self.pins:
+            assert pin.expires_at == (None if end is None else end + self.set_by)
+        stones: dict[str, list[bytes]] = {}
+        for scope, stone in self.tree.tombstones:
+            stones.setdefault(scope, []).append(stone.key)
+        assert list(stones.items()) == list(self.naive.stones.items())
 
     def uses_equal(self, named: dict[Path, Node]) -> None:
         """What a node's residences have counted at and below it is what the model counted for its path."""
@@ -647,6 +724,7 @@ class TreeMachine(RuleBasedStateMachine):
         for tier in (DEVICE, HOST):
             self.take_out(tier, CAPACITY_BYTES[tier])
         assert len(self.tree) == 0
+        assert len(self.tree.roots()) == 1
         assert not self.tree.leases
         assert not self.tree.pins
         for tier in self.tree.tiers:

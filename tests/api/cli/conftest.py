@@ -35,6 +35,7 @@ class Scene:
             CHUNK_TOKENS,
             [Tier("device", CAPACITY_BYTES), Tier("host", CAPACITY_BYTES)],
             clock=lambda: self.now,
+            steady=lambda: self.now,
         )
         self._directory = directory
 

@@ -65,7 +65,7 @@ class TestText:
 
     def test_readers_pins_pending_and_age(self, scene, acme, kvtrie):
         scene.tree.lease(scene.match(acme, PATHS["hot"]))
-        scene.tree.pin(scene.match(acme, PATHS["warm"]).node, "tools", scene.now + 7200)
+        scene.tree.pin(scene.match(acme, PATHS["warm"]).node, "tools", 7200)
         scene.tree.claim(
             scene.match(acme, [*PATHS["cold"], 50, 51, 52, 53]), _packed([*PATHS["cold"], 50, 51, 52, 53])
         )
@@ -83,7 +83,7 @@ class TestText:
         assert "total  6 chunks, 24 tokens, 2 namespaces" in out
         assert "device: 3.9 KiB of 9.5 MiB in 4 chunks" in out
         assert "host: 2.0 KiB of 9.5 MiB in 2 chunks" in out
-        assert "1 tombstone: 280 B" in out
+        assert "1 tombstone: 680 B" in out
 
     def test_a_path_that_goes_on_in_another_scope_names_it(self, scene, kvtrie):
         shared, acme = scene.root("shared:tools"), scene.root()

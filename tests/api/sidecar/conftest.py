@@ -13,12 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from kvtrie.api.cli import sidecar as command
+from kvtrie.api.sidecar.address import parse_address
+from kvtrie.api.sidecar.serving import serve
+from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
+from kvtrie.api.sidecar.tenants import Tenants, load_tenants
+from kvtrie.api.sidecar.wire import Limits
 from kvtrie.prefix_tree import ChunkShape, Namespace
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES, chunk_keys, path_digests
 from kvtrie.store import RawCodec, Record, encode_record
@@ -62,17 +68,27 @@ class Chain:
         ]
 
 
+def serve_within(limits: Limits, options: dict[str, Any]) -> None:
+    """What `kvtrie sidecar` does, with other limits than its own."""
+    tenants = Tenants() if options["tenants"] is None else load_tenants(options["tenants"])
+    config = SidecarConfig(memory_bytes=1 << 20, chunk_tokens=options["chunk_tokens"])
+    sidecar = Sidecar(config, limits)
+    serve(sidecar, tenants, [parse_address(text) for text in options["listen"]], lambda _: None)
+    sidecar.close()
+
+
 class SidecarProcess:
     """`kvtrie sidecar` in a process of its own, on a free port and on a Unix socket."""
 
-    def __init__(self, directory: Path, options: dict[str, object]) -> None:
+    def __init__(self, directory: Path, options: dict[str, Any], limits: Limits | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.socket_path = directory / "s.sock"
         self.url = f"http://127.0.0.1:{self.port}"
         self.unix_url = f"unix://{self.socket_path}"
-        self._options = {
+        self._limits = limits
+        self._options: dict[str, Any] = {
             "listen": [self.url, self.unix_url],
             "memory": "1MiB",
             "chunk_tokens": SHAPE.chunk_tokens,
@@ -84,7 +100,10 @@ class SidecarProcess:
         self.start()
 
     def start(self) -> None:
-        self.process = _PROCESSES.Process(target=command.run, args=(argparse.Namespace(**self._options),))
+        if self._limits is None:
+            self.process = _PROCESSES.Process(target=command.run, args=(argparse.Namespace(**self._options),))
+        else:
+            self.process = _PROCESSES.Process(target=serve_within, args=(self._limits, self._options))
         self.process.start()
         end = time.monotonic() + START_SECONDS
         while True:
@@ -117,10 +136,10 @@ def start_sidecar() -> Iterator[Callable[..., SidecarProcess]]:
     started: list[SidecarProcess] = []
     with tempfile.TemporaryDirectory(prefix="kvtrie-sidecar-") as root:
 
-        def start(**options: object) -> SidecarProcess:
+        def start(limits: Limits | None = None, **options: object) -> SidecarProcess:
             directory = Path(root) / str(len(started))
             directory.mkdir()
-            started.append(SidecarProcess(directory, options))
+            started.append(SidecarProcess(directory, options, limits))
             return started[-1]
 
         yield start

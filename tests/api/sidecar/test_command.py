@@ -96,6 +96,8 @@ class TestRefuses:
         ("argv", "named"),
         [
             (["--memory", "lots"], "lots"),
+            (["--memory", "1KiB"], "--memory 1KiB is too small"),
+            (["--memory", "1048575"], "give at least 1MiB"),
             (["--chunk-tokens", "0"], "chunk_tokens"),
             (["--listen", "unix:///tmp/x?mode=9"], "mode"),
             (["--listen", "https://127.0.0.1:1"], "TLS"),
@@ -108,13 +110,26 @@ class TestRefuses:
             run(*argv)
         assert named in str(caught.value)
 
-    def test_a_short_store_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("KVTRIE_STORE_KEY", "short")
-        with pytest.raises(InputError, match="KVTRIE_STORE_KEY"):
+    @pytest.mark.parametrize(
+        ("key", "said"), [("short", "16 to 64 bytes, got 5"), ("", "KVTRIE_STORE_KEY is empty")]
+    )
+    def test_a_store_key_that_is_none(self, monkeypatch: pytest.MonkeyPatch, key: str, said: str) -> None:
+        monkeypatch.setenv("KVTRIE_STORE_KEY", key)
+        with pytest.raises(InputError, match=said):
             run()
 
 
 class TestListeners:
+    def test_a_reply_over_tcp_does_not_wait_for_an_acknowledgement(self, directory: Path) -> None:
+        addresses = [parse_address("http://127.0.0.1:0")]
+        with listening(addresses) as (listener,):
+            client = socket.create_connection(listener.socket.getsockname())
+            accepted, _ = listener.socket.accept()
+            with client, accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                # What asyncio looks at before it sets the option itself.
+                assert accepted.proto == socket.IPPROTO_TCP
+
     def test_leave_a_socket_file_that_another_has_made_since(self, directory: Path) -> None:
         path = directory / "s.sock"
         with listening([parse_address(f"unix://{path}")]):

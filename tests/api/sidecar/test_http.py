@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kvtrie.api.sidecar import client
 from kvtrie.api.sidecar.client import SidecarTier
 from kvtrie.api.sidecar.wire import frame
 from kvtrie.prefix_tree import Namespace, Snapshot
@@ -122,6 +123,26 @@ class TestOpenSidecar:
             shown = Snapshot.from_json(http.get("/v1/tree").content)
         assert shown.counters["stored_records"] == 2
         tier.close()
+
+    def test_a_client_remembers_a_bounded_number_of_namespaces(
+        self, sidecar: Any, chain: Chains, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each tenant of an engine is a namespace; those not heard of for longest are named no more."""
+        monkeypatch.setattr(client, "_MOST_NAMESPACES", 8)
+        tier = SidecarTier(sidecar.url, shared_scopes=["tools"])
+        for number in range(40):
+            scope = "shared:tools" if number % 2 else f"tenant:{number}"
+            path = chain([number] * 4, Namespace(scope=scope, salt=str(number), chunk_tokens=4))
+            name = encode_namespace_record(path.namespace, created_at_seconds=1)
+            assert tier.offer(path.namespace, path.namespace.digest[:16], lambda name=name: name)
+            assert tier.offer(path.namespace, path.keys[0], lambda path=path: path.records[0])
+        assert tier.flush(10.0)
+        assert len(tier._writer._known) == 8
+        tier.close()
+        with sidecar.http() as http:
+            shown = Snapshot.from_json(http.get("/v1/tree").content)
+        scopes = [shown.namespaces[node.namespace].scope for node in shown.nodes]
+        assert {scope: scopes.count(scope) for scope in scopes} == {"shared:tools": 20, "tenant:default": 20}
 
 
 class TestTenants:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.sidecar.record_tree import NAMESPACE_BYTES
+from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
+from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
 from kvtrie.prefix_tree import ChunkShape, Namespace, check
 from kvtrie.prefix_tree.errors import InputError
@@ -118,6 +119,17 @@ class TestPut:
         assert (outcome.stored, outcome.rejected) == (256, {"full": 1})
         assert put(here, paths[-1].records, B).stored == 1
 
+    def test_namespaces_that_hold_nothing_are_no_bound(self, chain: Chains) -> None:
+        """Of 1,000 namespaces that were only named, the last 256 are kept."""
+        here = sidecar(8 << 20)
+        namespaces = [Namespace(scope=str(n), chunk_tokens=4) for n in range(1000)]
+        names = [encode_namespace_record(namespace, created_at_seconds=1) for namespace in namespaces]
+        assert put(here, names).stored == 1000
+        assert [home.namespace for home in here.held.homes({A})] == [n.digest for n in namespaces[-256:]]
+        assert here.held.tier.pending_bytes == sum(NAMESPACE_BYTES + len(name) for name in names[-256:])
+        assert here.counters.summed({A})["forgotten_namespaces"] == 744
+        assert put(here, chain([1, 2, 3, 4], namespaces[0]).records).stored == 1, "one that comes back"
+
 
 class TestFull:
     def test_least_recently_used_leaves_go_first(self, chain: Chains) -> None:
@@ -179,6 +191,53 @@ class TestFull:
         assert (outcome.stored, dict(outcome.rejected)) == (3, {"full": 1, "parent": 1})
         assert here.get(A, path.namespace.digest, path.keys) == path.records[:3]
 
+    def test_a_namespace_whose_chunks_are_evicted_makes_room_too(self, chain: Chains) -> None:
+        """A thousand tenants of an engine, one after the other, through memory for two."""
+        paths = [chain([1] * 8, Namespace(scope=str(n), chunk_tokens=4)) for n in range(1000)]
+        names = [encode_namespace_record(path.namespace, created_at_seconds=1) for path in paths]
+        two = sum(NAMESPACE_BYTES + len(names[-1]) + len(r) for path in paths[:2] for r in path.records[:1])
+        here = sidecar(two + 4 * len(paths[0].records[0]))
+        for name, path in zip(names, paths):
+            assert put(here, [name, *path.records]).stored == 3
+            tier = here.held.tier
+            assert tier.used_bytes + tier.pending_bytes + tier.free_bytes == tier.capacity_bytes
+        assert [home.namespace for home in here.held.homes(None)] == [p.namespace.digest for p in paths[-2:]]
+        assert here.get(A, paths[-1].namespace.digest, paths[-1].keys) == paths[-1].records
+
+    def test_an_empty_namespace_goes_before_any_chunk(self, chain: Chains) -> None:
+        """Large names that hold nothing do not cost others their chunks: a 16 MiB sidecar filled with them."""
+        own = chain([1] * 8)
+        here = sidecar(16 << 20)
+        put(here, own.records, B)
+        for n in range(300):
+            large = Namespace(scope=str(n), layout="x" * 60000, chunk_tokens=4)
+            assert put(here, [encode_namespace_record(large, created_at_seconds=1)]).stored == 1
+        assert here.get(B, own.namespace.digest, own.keys) == own.records
+        assert "evictions.least recently used" not in here.counters.summed(None)
+
+    def test_names_do_not_keep_others_out(self, chain: Chains) -> None:
+        """One chunk each holds 300 large names: the least recently used of them make way for another scope."""
+        here = sidecar(16 << 20)
+        for n in range(300):
+            path = chain([1, 2, 3, 4], Namespace(scope=str(n), layout="x" * 60000, chunk_tokens=4))
+            name = encode_namespace_record(path.namespace, created_at_seconds=1)
+            put(here, [name, *path.records])
+        large = ChunkShape(layers=64, kv_heads=4, chunk_tokens=4, key_dim=64, value_dim=64, dtype="float32")
+        path = chain(list(range(40)), shape=large)
+        assert sum(map(len, path.records)) > 5 << 20
+        assert put(here, path.records, B).stored == 10
+        assert len(here.held.homes({A})) > 100, "no more make way than have to"
+
+    def test_a_scope_over_its_quota_forgets_its_own_empty_namespaces(self, chain: Chains) -> None:
+        here = sidecar(eviction=Eviction(quotas={A: 3 * NAMESPACE_BYTES}))
+        for scope in (B, A):
+            for n in range(20):
+                empty = Namespace(scope=str(n), chunk_tokens=4)
+                assert put(here, [encode_namespace_record(empty, created_at_seconds=1)], scope).stored == 1
+        assert len(here.held.homes({A})) == 2
+        assert len(here.held.homes({B})) == 20
+        assert here.held.tier.occupied_bytes(A) <= 3 * NAMESPACE_BYTES
+
     def test_what_can_never_fit_evicts_nothing(self, chain: Chains) -> None:
         small = chain([1, 2, 3, 4])
         here = sidecar(NAMESPACE_BYTES + 1000)
@@ -231,6 +290,21 @@ class TestScopes:
         assert type(shown).from_json(shown.to_json()) == shown
         assert [node.parent for node in shown.nodes] == [None, 0]
 
+    def test_scopes_that_were_only_asked_for_are_not_told_apart_for_ever(self) -> None:
+        counters = ScopeCounters(most_scopes=3)
+        for number in range(10):
+            counters.add(f"shared:{number}", "matches")
+            counters.add("tenant:busy", "matches", 2)
+        counted = counters.by_scope()
+        assert counted == {
+            "others": {"matches": 8},
+            "shared:8": {"matches": 1},
+            "shared:9": {"matches": 1},
+            "tenant:busy": {"matches": 20},
+        }
+        assert counters.summed(None) == {"matches": 30}
+        assert counters.summed({"shared:9", "shared:1"}) == {"matches": 1}
+
 
 class TestMatch:
     def test_leaves_one_token_to_compute(self, chain: Chains) -> None:
@@ -243,6 +317,20 @@ class TestMatch:
         assert here.match(A, bytes(32), path.tokens) == 0
 
 
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(InputError):
-        SidecarConfig(memory_bytes=0)
+@pytest.mark.parametrize("size", [0, 1, 1024, NAMESPACE_BYTES])
+def test_memory_that_holds_no_chunk_is_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"memory of {size} bytes holds no chunk"):
+        SidecarConfig(memory_bytes=size)
+
+
+def test_what_is_received_has_a_budget() -> None:
+    assert SidecarConfig(memory_bytes=1 << 20).receive_budget_bytes == 64 << 20
+    assert SidecarConfig(memory_bytes=8 << 30).receive_budget_bytes == 1 << 30
+    assert SidecarConfig(receive_bytes=4 << 20).receive_budget_bytes == 4 << 20
+    with pytest.raises(InputError, match="receive_bytes must be at least 4194304, got 1"):
+        SidecarConfig(receive_bytes=1)
+
+
+def test_chunks_of_no_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match="chunk_tokens must be at least 1, got 0"):
+        SidecarConfig(chunk_tokens=0)

@@ -120,9 +120,35 @@ class TestMalformed:
         with pytest.raises(InputError, match="not TOML"):
             load_tenants(tmp_path / "bytes.toml")
 
-    def test_the_example_is_a_tenants_file(self) -> None:
-        example = Path(__file__).parents[3] / "examples" / "tenants.toml"
-        assert not load_tenants(example).is_open
+    def test_the_example_is_a_tenants_file_once_its_keys_are_replaced(self, tmp_path: Path) -> None:
+        text = (Path(__file__).parents[3] / "examples" / "tenants.toml").read_text()
+        # One key after the other is replaced; until the last one is, the file is refused, and says where.
+        for old, new, place in (
+            ("replace-me-admin", "0fb1", "[admin]"),
+            ("replace-me-acme", "77aa", "[tenants.acme]"),
+            ("66fdf4b830f7cb887a88d42203364679bda10b00c0cf6b5fc9afe5a92d11ea16", "9c" * 32, "[tenants.bolt]"),
+        ):
+            with pytest.raises(InputError, match="is a placeholder") as caught:
+                load_tenants(written(tmp_path, text))
+            assert place in str(caught.value)
+            assert old not in str(caught.value)
+            assert old in text
+            text = text.replace(f'"{old}"', f'"{new}"')
+        assert not load_tenants(written(tmp_path, text)).is_open
+
+    @pytest.mark.parametrize(
+        "key", ["changeme", "Replace-Me", "your_api_key", "change-this-1", "placeholder"]
+    )
+    def test_placeholders_of_any_example_are_refused(self, tmp_path: Path, key: str) -> None:
+        for line in (f'api_key = "{key}"', f'api_key = "prefix-{key}"'):
+            with pytest.raises(InputError, match=r"\[tenants.a\] api_key is a placeholder"):
+                load_tenants(written(tmp_path, f"[tenants.a]\n{line}"))
+
+    @pytest.mark.parametrize("key", ["", "changeme", "replace-me", "replace-me-a", "your-api-key"])
+    def test_digests_of_placeholders_and_of_no_key_are_refused(self, tmp_path: Path, key: str) -> None:
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        with pytest.raises(InputError, match="api_key_sha256 is a placeholder"):
+            load_tenants(written(tmp_path, f'[tenants.a]\napi_key_sha256 = "{digest}"'))
 
     def test_shares_and_quotas_are_sizes_by_scope(self, tmp_path: Path) -> None:
         text = '[tenants.a]\napi_key = "k"\nshare = "2MiB"\n[tenants.b]\napi_key = "l"\nquota = 4096\n'

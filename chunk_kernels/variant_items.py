@@ -1,4 +1,4 @@
-"""A step's items where a layer has a window, or changes its scores: cut from the plain ones (`torch_work.py`).
+"""A step's items where a layer has a window, or changes its scores: cut from the plain ones (`torch_items.py`).
 
 Rows are taken in blocks. Of the keys of a run, a block of rows at positions `low..high` sees, for window w:
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kvtrie.chunk_kernels.pool import ChunkPool
 from kvtrie.chunk_kernels.step import Step
-from kvtrie.chunk_kernels.torch_work import (
+from kvtrie.chunk_kernels.torch_items import (
     CausalItem,
     RunItem,
     SlabItem,

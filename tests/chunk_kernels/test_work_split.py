@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtrie.chunk_kernels.cutting import CostModel, Span, cut, piece_tokens
+from kvtrie.chunk_kernels.work_split import CostModel, SharedSpan, piece_tokens, split_work
 from kvtrie.prefix_tree import ChunkShape, Plan, PlanSequence, make_plan
 
 CHUNK = 64
@@ -18,15 +18,15 @@ def forest(readers: int, shared_chunks: int, rows: int = 1) -> Plan:
 
 
 def test_a_long_prefix_of_many_readers_is_read_once() -> None:
-    shared, own_from = cut(forest(32, 64), SHAPE, GROUP, CostModel())
-    assert shared == [Span(0, 32, 0, 64)]
+    shared, own_from = split_work(forest(32, 64), SHAPE, GROUP, CostModel())
+    assert shared == [SharedSpan(0, 32, 0, 64)]
     assert own_from == [64] * 32
 
 
 def test_no_regret() -> None:
     """One reader, or too little saved to pay for a second launch: plain paged decoding."""
     for plan in (forest(1, 64), forest(2, 1), forest(8, 4)):
-        assert cut(plan, SHAPE, GROUP, CostModel()) == ([], [0] * len(plan.order))
+        assert split_work(plan, SHAPE, GROUP, CostModel()) == ([], [0] * len(plan.order))
 
 
 def test_a_run_that_costs_more_partials_than_it_saves_is_left_to_its_branches() -> None:
@@ -35,8 +35,8 @@ def test_a_run_that_costs_more_partials_than_it_saves_is_left_to_its_branches() 
     sequences = [PlanSequence([*above, 1000 + i // 2, 2000 + i], 65 * CHUNK + 1, rows=64) for i in range(256)]
     plan = make_plan(sequences, CHUNK)
     assert len(plan.shared) == 129
-    shared, own_from = cut(plan, SHAPE, GROUP, CostModel())
-    assert shared == [Span(0, 256, 0, 64)]
+    shared, own_from = split_work(plan, SHAPE, GROUP, CostModel())
+    assert shared == [SharedSpan(0, 256, 0, 64)]
     assert own_from == [64] * 256
 
 
@@ -47,8 +47,8 @@ def test_a_run_that_goes_down_is_read_with_the_one_below_it() -> None:
         PlanSequence([0, *range(100 + 64 * (i // 2), 164 + 64 * (i // 2)), 1000 + i], 65 * CHUNK + 1, rows=32)
         for i in range(4)
     ]
-    shared, own_from = cut(make_plan(sequences, CHUNK), SHAPE, GROUP, cheap)
-    assert sorted(shared) == [Span(0, 2, 0, 65), Span(2, 4, 0, 65)]
+    shared, own_from = split_work(make_plan(sequences, CHUNK), SHAPE, GROUP, cheap)
+    assert sorted(shared) == [SharedSpan(0, 2, 0, 65), SharedSpan(2, 4, 0, 65)]
     assert own_from == [65] * 4
 
 

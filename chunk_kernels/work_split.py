@@ -1,4 +1,4 @@
-"""How a plan's runs are cut into work: which stay shared, and into what pieces.
+"""How a plan's runs are split into work: which are read once for all readers, and into how many pieces.
 
 Reading a run once for all its readers saves memory traffic, and costs a partial per reader and piece that is
 written and read again, and a launch of its own. Where it does not pay, a run is left to its branches: each
@@ -34,7 +34,7 @@ class CostModel:
     """Shorter pieces would be mostly start-up."""
 
 
-class Span(NamedTuple):
+class SharedSpan(NamedTuple):
     """A stretch of chunks that one item, or a few, attend to for all of its readers."""
 
     first_reader: int
@@ -45,10 +45,10 @@ class Span(NamedTuple):
     end_chunk: int
 
 
-class Cutting(NamedTuple):
+class WorkSplit(NamedTuple):
     """What is read together, and where each reader goes on by itself."""
 
-    shared: list[Span]
+    shared: list[SharedSpan]
     """Read once for all their readers, ancestors first."""
     own_from: list[int]
     """For each place in plan order, the first chunk that it reads by itself."""
@@ -64,7 +64,7 @@ def pair_bytes(shape: ChunkShape) -> int:
     return 2 * 4 * (shape.value_dim + 1)
 
 
-def cut(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> Cutting:
+def split_work(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> WorkSplit:
     """Decides for each shared run whether it is read once or left to its branches.
 
     Args:
@@ -75,7 +75,7 @@ def cut(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> Cutting:
     """
     chunk, kv_bytes, partial_bytes = shape.chunk_tokens, token_bytes(shape), pair_bytes(shape) * group
     own_from = [0] * len(plan.order)
-    shared: list[Span] = []
+    shared: list[SharedSpan] = []
     saved = 0
     for _, start_token, tokens, first, end, branches in plan.shared:
         begin, stop = own_from[first], (start_token + tokens) // chunk
@@ -83,11 +83,11 @@ def cut(plan: Plan, shape: ChunkShape, group: int, cost: CostModel) -> Cutting:
         gain = (branches - 1) * (stop - begin) * chunk * kv_bytes - rows * partial_bytes
         if gain > 0:
             saved += gain
-            shared.append(Span(first, end, begin, stop))
+            shared.append(SharedSpan(first, end, begin, stop))
             own_from[first:end] = [stop] * (end - first)
     if saved * shape.kv_heads < cost.launch_bytes:
-        return Cutting([], [0] * len(plan.order))
-    return Cutting(shared, own_from)
+        return WorkSplit([], [0] * len(plan.order))
+    return WorkSplit(shared, own_from)
 
 
 def piece_tokens(

@@ -1,0 +1,85 @@
+"""The sidecar's door: which requests are let in, as whom, and what their bodies may take."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from kvtrie.api.sidecar.byte_budget import ByteBudget
+from kvtrie.api.sidecar.connection_table import Connection, ConnectionTable
+from kvtrie.api.sidecar.metrics import Page
+from kvtrie.api.sidecar.tenants import Caller, Tenants
+from kvtrie.api.sidecar.watched_protocol import STATE
+from kvtrie.api.sidecar.wrong_keys import WrongKeys
+
+
+class Door:
+    """Called on the event loop only.
+
+    Args:
+        tenants: whose keys open it.
+        connections: of this sidecar.
+        receive_bytes: of bodies that are not whole yet, over all requests.
+    """
+
+    def __init__(self, tenants: Tenants, connections: ConnectionTable, receive_bytes: int) -> None:
+        self.tenants = tenants
+        self.connections = connections
+        self.receiving = ByteBudget(receive_bytes)
+        self._wrong_keys = WrongKeys()
+
+    def caller(self, request: Request) -> Caller:
+        """Who sent a request.
+
+        Raises:
+            HTTPException: 401 for an unknown key, 429 for one of too many wrong keys, or for one connection too
+                many of a right one.
+        """
+        connection: Connection | None = request.scope.get("state", {}).get(STATE)
+        address = "" if connection is None else connection.address
+        authorization = request.headers.get("authorization")
+        if authorization is not None and not self._wrong_keys.may_try(address, authorization):
+            raise HTTPException(
+                429,
+                "too many wrong API keys from this address: wait a second, then send a right one",
+                {"Retry-After": "1"},
+            )
+        found = self.tenants.authenticate(authorization)
+        if found is None:
+            if authorization is not None:
+                self._wrong_keys.wrong(address)
+            raise HTTPException(
+                401,
+                "unknown API key: send the header `Authorization: Bearer KEY`",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if connection is not None and connection.caller != found.name:
+            if not self.connections.identify(connection, found.name):
+                raise HTTPException(
+                    429,
+                    f"{found.name} has too many connections with a request under way: use fewer, or try again",
+                    {"Retry-After": "1", "Connection": "close"},
+                )
+            if authorization is not None:
+                self._wrong_keys.right(address, authorization)
+        return found
+
+    def metrics(self) -> str:
+        """What is counted here, for Prometheus."""
+        page = Page()
+        page.family("kvtrie_sidecar_connections", "gauge", "Open connections.", [({}, len(self.connections))])
+        page.family(
+            "kvtrie_sidecar_connections_closed_total",
+            "counter",
+            "Connections closed for others or for taking too long, by reason.",
+            [({"reason": reason}, count) for reason, count in sorted(self.connections.closed.items())],
+        )
+        page.family(
+            "kvtrie_sidecar_wrong_keys_total", "counter", "Wrong API keys.", [({}, self._wrong_keys.total)]
+        )
+        for name, help_text, figure in (
+            ("capacity", "Most bytes of unfinished bodies.", self.receiving.capacity_bytes),
+            ("used", "Bytes of unfinished bodies.", self.receiving.used_bytes),
+        ):
+            page.family(f"kvtrie_sidecar_receive_{name}_bytes", "gauge", help_text, [({}, figure)])
+        return page.text()
