@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from weakref import ref
 
 import numpy as np
 import torch
@@ -101,10 +100,6 @@ class Engine:
         self._held_then = (0, 0)
         """`_held` when that job found no room."""
         self._holders = HandedOver(self._give_way)
-        self._lent: dict[ref[Completion], list[SequenceKV]] = {}
-        """What was handed over, by completion; empty where somebody has taken it over."""
-        self._lost: list[ref[Completion]] = []
-        """Completions that are gone: an interrupt between `submit` and what keeps its result makes such ones."""
         self._orphans: list[SequenceKV] = []
         """To be closed at the next step."""
         self._waits: dict[int, list[list[Completion] | None]] = {}
@@ -260,8 +255,7 @@ class Engine:
     # ---- who takes part
 
     def _drop_cancelled(self) -> None:
-        while self._lost:
-            self._orphans += self._lent.pop(self._lost.pop())
+        self._holders.close_lost()
         while self._orphans:
             self._orphans.pop().close()
         for job in [job for job in (*self._running, *self._waiting) if job.completion.cancelled]:
@@ -494,8 +488,6 @@ class Engine:
             if kv is not None and reason == "prefilled":
                 kv.hand_over(self._holders, completion.thread)
                 completion.kv = kv
-                # A method in C: one in Python could itself be interrupted, and then nobody would know.
-                self._lent[ref(completion, self._lost.append)] = completion.lent
             elif kv is not None:
                 kv.close(poisoned=poisoned)
         except Exception as failure:

@@ -74,8 +74,8 @@ class Completion:
         self.finish_reason: str | None = None
         """`length`, `stop`, `prefilled`, `cancelled` or `error`; None while it runs."""
         self.error: Exception | None = None
-        self.lent: list[SequenceKV] = []
-        """`kv`, in a list which the engine keeps too: so it can close what a lost completion still had."""
+        self.kv: SequenceKV | None = None
+        """The prompt's KV after a `prefill_only` request; whoever asked closes it."""
         self.preemptions = 0
         self.submitted_at = submitted_at
         self.thread = get_ident()
@@ -87,19 +87,6 @@ class Completion:
     def cancel(self) -> None:
         """Asks for an end at the next step; what was computed until then stays cached."""
         self.cancelled = True
-
-    @property
-    def kv(self) -> SequenceKV | None:
-        """The prompt's KV after a `prefill_only` request, until it is set to None.
-
-        Whoever asked takes it over and closes it. What a completion still has when it is gone, the engine closes.
-        """
-        return self.lent[0] if self.lent else None
-
-    @kv.setter
-    def kv(self, kv: SequenceKV | None) -> None:
-        # One assignment to the same list: an interrupt finds the old or the new, never neither.
-        self.lent[:] = [] if kv is None else [kv]
 
     @property
     def done(self) -> bool:

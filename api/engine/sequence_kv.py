@@ -28,6 +28,62 @@ if TYPE_CHECKING:
     from kvtrie.api.engine.handed_over import HandedOver
 
 
+class Holding:
+    """What a sequence has of the memory: apart from it, so that it can be given back when that is gone."""
+
+    __slots__ = ("_is_closed", "_memory", "_scope", "claim", "is_dirty", "lease", "path", "slots")
+
+    def __init__(
+        self,
+        memory: KvMemory,
+        scope: str,
+        lease: Lease,
+        path: list[Node],
+        slots: list[int],
+        claim: Claim | None,
+    ) -> None:
+        self._memory = memory
+        self._scope = scope
+        self._is_closed = False
+        self.lease = lease
+        self.path = path
+        """Shared chunks, first one first."""
+        self.slots = slots
+        """Of all chunks in order, shared ones first."""
+        self.claim = claim
+        self.is_dirty = False
+        """A pass has begun and is not committed: what it wrote into private slots may not be finite."""
+
+    @property
+    def private(self) -> list[int]:
+        """Slots that are not the tree's."""
+        return self.slots[len(self.path) :]
+
+    def give(self, slots: list[int]) -> None:
+        """Gives private slots back, zeroed where they may hold NaN: it would still reach a later reader."""
+        if self.is_dirty:
+            self._memory.pool.clear(slots)
+        self._memory.give(self._scope, slots)
+
+    def abandon(self) -> None:
+        """Gives up what is left of the claim."""
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            self._memory.tree.abandon(claim)
+
+    def close(self) -> None:
+        """Gives everything back, each part even if another one raises. A second call does nothing."""
+        with HeldInterrupts(), ExitStack() as parts:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            private, self.slots, self.path = self.private, [], []
+            # Last one first.
+            parts.callback(self._memory.tree.release, self.lease)
+            parts.callback(self.give, private)
+            parts.callback(self.abandon)
+
+
 class SequenceKV:
     """KV of one sequence. Open it with `open_sequence`; `close` gives everything back."""
 
@@ -45,21 +101,15 @@ class SequenceKV:
         """Takes over `lease` on `path`, `private` slots and `claim`; `tokens` have their KV in place."""
         self._memory = memory
         self.root = root
-        self.lease = lease
-        self._path = path
+        slots = [device_slot(node) for node in path] + private
+        self._held = Holding(memory, root.scope, lease, path, slots, claim)
         self._chain_key = chain_key
-        self._claim = claim
         self._sealed = False
-        self._is_closed = False
         self._holders: HandedOver | None = None
-        self.is_dirty = False
-        """A pass has begun and is not committed: what it wrote into private slots may not be finite."""
         self._path_digest: bytes | None = None
         """sha256 chain over `path`, for records; None until one is written."""
         self.tokens = bytearray(tokens)
         """Tokens whose KV is in place, int32le."""
-        self.slots = [device_slot(node) for node in path] + private
-        """Slots of all chunks in order, shared ones first."""
         self.cached_tokens = self.context_tokens
         """Tokens that were served from the cache when the sequence was opened."""
         self.layout = memory.new_layout()
@@ -71,18 +121,24 @@ class SequenceKV:
         return len(self.tokens) // TOKEN_BYTES
 
     @property
+    def lease(self) -> Lease:
+        """On the shared chunks."""
+        return self._held.lease
+
+    @property
     def path(self) -> Sequence[Node]:
         """The shared chunks, first one first."""
-        return self._path
+        return self._held.path
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots of all chunks in order, shared ones first."""
+        return self._held.slots
 
     @property
     def node(self) -> Node:
         """The deepest shared chunk; the root when there is none."""
         return self.lease.node
-
-    @property
-    def _private(self) -> list[int]:
-        return self.slots[len(self._path) :]
 
     def reserve(self, rows: int) -> bool:
         """Makes room for `rows` new tokens; False (taking nothing) when memory is short."""
@@ -91,14 +147,14 @@ class SequenceKV:
             taken = self._take(missing, self.slots[-1] if self.slots else None)
             if taken is None:
                 return False
-            self.slots += taken
+            self._held.slots += taken
             self.layout = self._memory.new_layout()
         return True
 
     def hand_over(self, holders: HandedOver, thread: int) -> None:
         """Leaves the engine: it is on record from now on that `thread` holds this sequence, and its forks."""
         self._holders = holders
-        holders.add(self, thread)
+        holders.add(self, self._held, thread)
 
     @property
     def room(self) -> int:
@@ -107,16 +163,20 @@ class SequenceKV:
 
     def step_part(self, rows: int) -> StepSequence:
         """This sequence's part in a step of `rows` new tokens, for which room is reserved. Dirty from here on."""
-        self.is_dirty = True
+        self.begin_pass()
         return StepSequence(self.slots, self.context_tokens, rows)
+
+    def begin_pass(self) -> None:
+        """What is written into private slots from here on may not be finite, until it is committed."""
+        self._held.is_dirty = True
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Takes in tokens whose KV the model has just written, all finite; whole chunks enter the tree."""
-        self.is_dirty = False
+        self._held.is_dirty = False
         self.tokens += np.asarray(tokens, np.int32).tobytes()
         token_bytes_per_chunk = self._memory.shape.chunk_tokens * TOKEN_BYTES
-        while not self._sealed and (len(self._path) + 1) * token_bytes_per_chunk <= len(self.tokens):
-            start = len(self._path) * token_bytes_per_chunk
+        while not self._sealed and (len(self._held.path) + 1) * token_bytes_per_chunk <= len(self.tokens):
+            start = len(self._held.path) * token_bytes_per_chunk
             self._publish(bytes(self.tokens[start : start + token_bytes_per_chunk]))
 
     def seal(self) -> None:
@@ -125,10 +185,10 @@ class SequenceKV:
 
     def _publish(self, chunk: bytes) -> None:
         memory, tree, scope = self._memory, self._memory.tree, self.root.scope
-        place = len(self._path)
+        place = len(self._held.path)
         slot, size = self.slots[place], memory.shape.chunk_bytes
         key = tree.next_key(self._chain_key, chunk)
-        claim, above_key, above = self._claim, self._chain_key, self._path_digest
+        claim, above_key, above = self._held.claim, self._chain_key, self._path_digest
         if memory.records is not None and above is None:
             above = self._digest_path()
 
@@ -139,7 +199,7 @@ class SequenceKV:
 
         node = into_tree(memory, scope, store)
         # The slot is the tree's by now: on record before anything else may go wrong.
-        self._path.append(node)
+        self._held.path.append(node)
         self._chain_key = key
         self._path_digest = None if above is None else hashlib.sha256(above + chunk).digest()
         stored = device_slot(node)
@@ -156,7 +216,7 @@ class SequenceKV:
     def _digest_path(self) -> bytes:
         """The path digest of all whole chunks so far, from scratch."""
         chunk_tokens = self._memory.shape.chunk_tokens
-        whole = bytes(self.tokens[: len(self._path) * chunk_tokens * TOKEN_BYTES])
+        whole = bytes(self.tokens[: len(self._held.path) * chunk_tokens * TOKEN_BYTES])
         digests = path_digests(self.root.key, whole, chunk_tokens)
         return digests[-1] if digests else self.root.key
 
@@ -172,16 +232,16 @@ class SequenceKV:
         whole, rest = divmod(tokens, memory.shape.chunk_tokens)
         kept = whole + (rest > 0)
         # What follows now may be other tokens than those that were claimed.
-        self._abandon()
-        if whole >= len(self._path):
-            self._give(self.slots[kept:])
+        self._held.abandon()
+        if whole >= len(self._held.path):
+            self._held.give(self.slots[kept:])
             del self.slots[kept:]
         else:
             copy = self._copy_of(self.slots[whole : whole + 1], rest) if rest else []
-            self._give(self._private)
-            del self._path[whole:]
-            self.slots = self.slots[:whole] + copy
-            tree.extend(self.lease, self._path[-1] if self._path else self.root)
+            self._held.give(self._held.private)
+            del self._held.path[whole:]
+            self._held.slots = self.slots[:whole] + copy
+            tree.extend(self.lease, self._held.path[-1] if self._held.path else self.root)
             self._path_digest = None
             self._chain_key = tree.chain_key(self.root.key, bytes(self.tokens), whole)
         del self.tokens[tokens * TOKEN_BYTES :]
@@ -193,23 +253,23 @@ class SequenceKV:
         Raises:
             PoolExhausted: no slots for the copies.
         """
-        copies = self._copy_of(self._private, self._memory.shape.chunk_tokens)
+        copies = self._copy_of(self._held.private, self._memory.shape.chunk_tokens)
         try:
             lease = self._memory.tree.lease_node(self.node)
         except BaseException:
-            self._give(copies)
+            self._held.give(copies)
             raise
         twin = SequenceKV(
             self._memory,
             self.root,
             lease,
-            list(self._path),
+            list(self._held.path),
             self._chain_key,
             bytes(self.tokens),
             copies,
         )
         twin._sealed = self._sealed
-        twin.is_dirty = self.is_dirty
+        twin._held.is_dirty = self._held.is_dirty
         if self._holders is not None:
             twin.hand_over(self._holders, get_ident())
         return twin
@@ -220,12 +280,6 @@ class SequenceKV:
             slots = self._memory.take(self.root.scope, count, after)
             if slots is not None or self._holders is None or not self._holders.make_way():
                 return slots
-
-    def _give(self, slots: list[int]) -> None:
-        """Gives private slots back, zeroed where they may hold NaN: it would still reach a later reader."""
-        if self.is_dirty:
-            self._memory.pool.clear(slots)
-        self._memory.give(self.root.scope, slots)
 
     def _copy_of(self, slots: list[int], tokens: int) -> list[int]:
         """New private slots with the first `tokens` tokens of each of `slots`."""
@@ -239,32 +293,21 @@ class SequenceKV:
             for source, target in zip(slots, copies):
                 self._memory.pool.copy_columns(source, target, tokens)
         except BaseException:
-            self._give(copies)
+            self._held.give(copies)
             raise
         return copies
-
-    def _abandon(self) -> None:
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            self._memory.tree.abandon(claim)
 
     def close(self, *, poisoned: bool = False) -> None:
         """Ends the lease and gives back private slots; `poisoned` ones may hold NaN and are zeroed.
 
-        Each part is done even if another one raises. A second call does nothing.
+        A second call does nothing.
         """
-        with HeldInterrupts(), ExitStack() as parts:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self.is_dirty |= poisoned
-            private, self.slots, self._path = self._private, [], []
-            # Last one first.
+        with HeldInterrupts():
             if self._holders is not None:
-                parts.callback(self._holders.remove, self)
-            parts.callback(self._memory.tree.release, self.lease)
-            parts.callback(self._give, private)
-            parts.callback(self._abandon)
+                self._holders.remove(self)
+                self._holders = None
+            self._held.is_dirty |= poisoned
+            self._held.close()
 
 
 def into_tree(memory: KvMemory, scope: str, store: Callable[[], Node]) -> Node:

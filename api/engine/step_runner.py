@@ -113,7 +113,7 @@ class StepRunner:
         sequences = []
         for job, _ in batch:
             assert job.kv is not None
-            job.kv.is_dirty = True
+            job.kv.begin_pass()
             sequences.append(LaneSequence(job.kv.layout, job.kv.slots, job.kv.context_tokens, job.tokens[-1]))
         output = graphs.run(sequences)
         if output is None:
