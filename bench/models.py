@@ -14,11 +14,11 @@ _HEAD = """# Models
 
 A model is served when three things hold; else it is refused in one sentence, at wrapping.
 
-* Its model type is in the table below. Tiny models of each pass the same exactness tests: tokens and logits are those
-  of `model.generate` cold, warm, partly warm, after evictions, with beams, sampling, assisted decoding, preemption and
-  chunked prefill.
-* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token and
-  keys and values of one shape; and the logits from these are the model's own.
+* Its model type is in the table below. Tiny models of each pass the same exactness tests: tokens and logits are
+  those of `model.generate` cold, warm, partly warm, after evictions, with beams, sampling, assisted decoding,
+  preemption and chunked prefill.
+* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token
+  and keys and values of one shape; and the logits from these are the model's own.
 * A short `generate` through kvtrie has the logits of the model's own forward.
 
 A *window* is a sliding window of some or all layers, *softcap* caps attention scores, *sinks* are attention sinks,
