@@ -10,15 +10,15 @@ PATH = Path(__file__).parents[1] / "docs" / "models.md"
 
 _HEAD = """# Models
 
-<!-- Written by `python -m bench.models` from api/models/families.py. -->
+<!-- Written by `python -m bench.models` from api/families.py. -->
 
 A model is served when three things hold; else it is refused in one sentence, at wrapping.
 
 * Its model type is in the table below. Tiny models of each pass the same exactness tests: tokens and logits are
   those of `model.generate` cold, warm, partly warm, after evictions, with beams, sampling, assisted decoding,
   preemption and chunked prefill.
-* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token and
-  keys and values of one shape; and the logits from these are the model's own.
+* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token
+  and keys and values of one shape; and the logits from these are the model's own.
 * A short `generate` through kvtrie has the logits of the model's own forward.
 
 A *window* is a sliding window of some or all layers, *softcap* caps attention scores, *sinks* are attention sinks,
@@ -37,7 +37,7 @@ _NOT_SERVED = """
 
 _TAIL = """
 A family in neither table was not tested. To add one: a tiny config in `tests/api/models.py`, a line in
-`api/models/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
+`api/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
 """
 
 
