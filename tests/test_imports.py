@@ -32,7 +32,11 @@ USERS = {
     "api/sidecar/app.py": "kvtrie sidecar",
     "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
     "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
+    "api/http/byte_budget.py": "kvtrie sidecar",
+    "api/http/http_loop.py": "a sidecar as lower tier",
     "api/http/request_guard.py": "kvtrie sidecar",
+    "api/http/watched_protocol.py": "kvtrie sidecar",
+    "api/sidecar/door.py": "kvtrie sidecar",
     "api/sidecar/run_sidecar.py": "kvtrie sidecar",
     "api/http/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
     "store/redis_connection.py": "a Redis store",
@@ -206,8 +210,11 @@ def test_without_the_extras_a_name_loads_or_says_what_it_needs():
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
-        f"{name} needs transformers: pip install 'kvtrie[all]'"
-        for name in ("Engine", "EngineConfig", "PrefixCachedModel", "Warmed")
+        "Engine needs transformers: pip install 'kvtrie[all]'",
+        "EngineConfig needs transformers: pip install 'kvtrie[all]'",
+        "PrefixCachedModel needs transformers: pip install 'kvtrie[all]'",
+        "SidecarTier needs httpx: pip install 'kvtrie[all]'",
+        "Warmed needs transformers: pip install 'kvtrie[all]'",
     ]
 
 
