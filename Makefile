@@ -59,7 +59,7 @@ kernels: .venv/.ready .venv-oldest/.ready .venv-newest
 gpu: .venv/.ready
 	$(BIN)/python -m bench.gpu $(if $(DRY),--dry)
 
-# Resolves anew, and writes requirements/locked.txt and api/tested_versions.json.
+# Resolves anew, and writes requirements/locked.txt and api/inspection/tested_versions.json.
 lock:
 	rm -rf .venv-lock
 	$(call install,.venv-lock,$(TORCH) $(TRITON))

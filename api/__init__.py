@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvtrie.api.cached_model import PrefixCachedModel, Warmed
-    from kvtrie.api.engine import Engine, EngineConfig
+    from kvtrie.api.engine.engine import Engine, EngineConfig
+    from kvtrie.api.engine.request import Completion, Request
+    from kvtrie.api.engine.sampler import Sampling
     from kvtrie.api.eviction import Eviction
-    from kvtrie.api.lower_tier import LowerTier
-    from kvtrie.api.request import Completion, Request
-    from kvtrie.api.sampler import Sampling
+    from kvtrie.api.huggingface.cached_model import PrefixCachedModel, Warmed
+    from kvtrie.api.tiers.lower_tier import LowerTier
+    from kvtrie.api.tiers.sidecar_tier import SidecarTier
 
 __all__ = [
     "Completion",
@@ -26,19 +27,21 @@ __all__ = [
     "PrefixCachedModel",
     "Request",
     "Sampling",
+    "SidecarTier",
     "Warmed",
 ]
 
 _HOME = {
-    "Completion": "request",
-    "Engine": "engine",
-    "EngineConfig": "engine",
+    "Completion": "engine.request",
+    "Engine": "engine.engine",
+    "EngineConfig": "engine.engine",
     "Eviction": "eviction",
-    "LowerTier": "lower_tier",
-    "PrefixCachedModel": "cached_model",
-    "Request": "request",
-    "Sampling": "sampler",
-    "Warmed": "cached_model",
+    "LowerTier": "tiers.lower_tier",
+    "PrefixCachedModel": "huggingface.cached_model",
+    "Request": "engine.request",
+    "Sampling": "engine.sampler",
+    "SidecarTier": "tiers.sidecar_tier",
+    "Warmed": "huggingface.cached_model",
 }
 
 

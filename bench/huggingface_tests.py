@@ -43,7 +43,7 @@ from torch import Tensor
 from bench.huggingface_checkout import Checkout
 from bench.huggingface_generate import NOT_SERVED, Run, Through, counted
 from bench.measure import provenance
-from kvtrie.api.families import FAMILIES
+from kvtrie.api.models.families import FAMILIES
 
 TEST_SECONDS = 180
 

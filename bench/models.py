@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvtrie.api.families import FAMILIES, NOT_SERVED
+from kvtrie.api.models.families import FAMILIES, NOT_SERVED
 
 PATH = Path(__file__).parents[1] / "docs" / "models.md"
 
 _HEAD = """# Models
 
-<!-- Written by `python -m bench.models` from api/families.py. -->
+<!-- Written by `python -m bench.models` from api/models/families.py. -->
 
 A model is served when three things hold; else it is refused in one sentence, at wrapping.
 
@@ -40,7 +40,7 @@ _NOT_SERVED = """
 
 _TAIL = """
 A family in neither table was not tested. To add one: a tiny config in `tests/api/models.py`, a line in
-`api/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
+`api/models/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvtrie.api.trace import Trace, replay
 from kvtrie.api.trace.reuse import reuse_distances
-from kvtrie.api.trace.what_if import WhatIf
+from kvtrie.api.traffic.what_if import WhatIf
 from kvtrie.prefix_tree.policies import policy_named
 
 CAPACITIES = 40

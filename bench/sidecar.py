@@ -18,7 +18,7 @@ from statistics import median
 import numpy as np
 
 from bench.measure import seconds
-from kvtrie.api.sidecar.client import SidecarTier
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree import ChunkShape, Namespace
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, chunk_keys, path_digests
 from kvtrie.store import RawCodec, Record, encode_record
@@ -98,8 +98,8 @@ def _tokens() -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
 def _chunks() -> tuple[Namespace, list[bytes], list[bytes]]:
     """A path of chunks: its namespace, keys and records."""
     namespace = Namespace(scope="tenant:bench", chunk_tokens=SHAPE.chunk_tokens)
-    step = SHAPE.chunk_tokens * TOKEN_BYTES
-    tokens = _tokens().tobytes()[: CHUNKS * step]
+    token_bytes_per_chunk = SHAPE.chunk_tokens * TOKEN_BYTES
+    tokens = _tokens().tobytes()[: CHUNKS * token_bytes_per_chunk]
     keys = list(chunk_keys(namespace.digest, tokens, SHAPE.chunk_tokens))
     paths = list(path_digests(namespace.digest, tokens, SHAPE.chunk_tokens))
     records = [
@@ -112,7 +112,7 @@ def _chunks() -> tuple[Namespace, list[bytes], list[bytes]]:
                 depth=place + 1,
                 codec=RawCodec.id,
                 shape=SHAPE,
-                tokens=tokens[place * step : (place + 1) * step],
+                tokens=tokens[place * token_bytes_per_chunk : (place + 1) * token_bytes_per_chunk],
                 payload=bytes(SHAPE.chunk_bytes),
                 created_at_seconds=1,
             )

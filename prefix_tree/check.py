@@ -79,7 +79,9 @@ def _check_pins(tree: PrefixTree) -> None:
     plain = {scope: sum(node.largest_bytes for node in nodes) for scope, nodes in of_scope.items()}
     assert {scope: size for scope, size in plain.items() if size} == tree._pin_book.by_scope(), "pinned bytes"
     ending = {pin for pin in tree.pins if pin.ends_seconds is not None}
-    assert ending <= {pin for _, _, pin in tree._pin_book._ending}, "a pin that nothing will end"
+    assert ending == {tree._pin_book._by_number.get(number) for _, number in tree._pin_book._ending} - {
+        None
+    }, "a pin that nothing will end"
 
 
 def _check_holds(tree: PrefixTree, nodes: list[Node]) -> None:

@@ -6,6 +6,8 @@ a resident child there, and a node with a resident child is never evicted, so th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvtrie.prefix_tree.node import Node, Residence
 
 
@@ -52,3 +54,18 @@ class Pin:
     def expires_at(self) -> float | None:
         """`ends_seconds` as unix seconds, by the wall clock as it is set now. For people."""
         return None if self.ends_seconds is None else self.node.root.unix_of(self.ends_seconds)
+
+
+def held_bytes(holders: Iterable[Lease | Pin], tier: int, seen: set[Node]) -> int:
+    """Bytes in a tier of the paths that are held there, each chunk once; those in `seen` left out, and added."""
+    held = 0
+    for holder in holders:
+        for residence in holder.held:
+            node: Node | None = residence.node if residence.tier == tier else None
+            while node is not None and node.depth and node not in seen:
+                seen.add(node)
+                here = node.at[tier]
+                assert here is not None, "tiers are prefix-closed"
+                held += here.size_bytes
+                node = node.parent
+    return held

@@ -27,17 +27,34 @@ Digest = Callable[[bytes], bytes]
 def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
     """`tokens` as a contiguous int32 array `[tokens]`, without a copy where it already is one.
 
+    Takes whatever NumPy makes an array of: lists, tuples, ranges, tensors in main memory.
+
     Raises:
-        InputError: not one-dimensional, not integers, negative, or beyond int32.
+        InputError: not one-dimensional, not integers (bools are none), negative, or beyond int32.
     """
-    array = np.asarray(tokens)
+    try:
+        array = np.asarray(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Rows of uneven length; a tensor on another device, or one that wants its gradient.
+        raise InputError(
+            f"tokens must be a one-dimensional list or array of token ids, got {type(tokens).__name__}: {error}"
+        ) from error
     if array.ndim != 1:
-        raise InputError(f"tokens must be one-dimensional, got shape {array.shape}")
+        what = f"shape {array.shape}" if array.ndim else type(tokens).__name__
+        raise InputError(f"tokens must be one-dimensional, got {what}")
     if array.size == 0:
         return np.empty(0, np.int32)
-    if not np.issubdtype(array.dtype, np.integer):
+    types = set(map(type, tokens)) if isinstance(tokens, list | tuple) else set()
+    if bool in types:
+        # NumPy takes a list of bools and integers for integers.
+        raise InputError("tokens must be integers, got bools among them")
+    if types == {int}:
+        # Not by the array: where one is too large for NumPy's integers, that holds floats or objects.
+        low, high = min(tokens), max(tokens)
+    elif np.issubdtype(array.dtype, np.integer):
+        low, high = int(array.min()), int(array.max())
+    else:
         raise InputError(f"tokens must be integers, got {array.dtype}")
-    low, high = int(array.min()), int(array.max())
     if low < 0 or high > 0x7FFFFFFF:
         raise InputError(f"token id {low if low < 0 else high} is outside 0..2147483647")
     return np.ascontiguousarray(array, np.int32)
@@ -47,10 +64,10 @@ def chunk_keys(
     namespace: bytes, tokens: bytes, chunk_tokens: int, digest: Digest = xxh3_128_digest
 ) -> list[bytes]:
     """Keys of every whole chunk of `tokens` (int32le bytes), each chained to the one before it."""
-    step = chunk_tokens * TOKEN_BYTES
+    token_bytes_per_chunk = chunk_tokens * TOKEN_BYTES
     key, keys = namespace, []
-    for end in range(step, len(tokens) + 1, step):
-        key = digest(key + tokens[end - step : end])
+    for end in range(token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk):
+        key = digest(key + tokens[end - token_bytes_per_chunk : end])
         keys.append(key)
     return keys
 
@@ -59,17 +76,17 @@ def chain_key(
     namespace: bytes, tokens: bytes, chunks: int, chunk_tokens: int, digest: Digest = xxh3_128_digest
 ) -> bytes:
     """Key of the `chunks`-th whole chunk of `tokens` (int32le bytes); the namespace digest for none."""
-    key, step = namespace, chunk_tokens * TOKEN_BYTES
-    for end in range(step, chunks * step + 1, step):
-        key = digest(key + tokens[end - step : end])
+    key, token_bytes_per_chunk = namespace, chunk_tokens * TOKEN_BYTES
+    for end in range(token_bytes_per_chunk, chunks * token_bytes_per_chunk + 1, token_bytes_per_chunk):
+        key = digest(key + tokens[end - token_bytes_per_chunk : end])
     return key
 
 
 def path_digests(namespace: bytes, tokens: bytes, chunk_tokens: int) -> list[bytes]:
     """sha256 chain over every whole chunk of `tokens` (int32le bytes), seeded with the namespace."""
-    step = chunk_tokens * TOKEN_BYTES
+    token_bytes_per_chunk = chunk_tokens * TOKEN_BYTES
     path, paths = namespace, []
-    for end in range(step, len(tokens) + 1, step):
-        path = hashlib.sha256(path + tokens[end - step : end]).digest()
+    for end in range(token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk):
+        path = hashlib.sha256(path + tokens[end - token_bytes_per_chunk : end]).digest()
         paths.append(path)
     return paths

@@ -48,11 +48,11 @@ class Matching:
     def _onwards(self, root: Root, node: Node, above: list[Node], key: bytes, tokens: bytes) -> Match:
         """Matches on from `node`, at the end of the path `above`, into children of `root`'s namespace only."""
         digest, index = self.digest, self.index
-        step = self.chunk_tokens * TOKEN_BYTES
+        token_bytes_per_chunk = self.chunk_tokens * TOKEN_BYTES
         path = above.copy()
-        start = len(path) * step
+        start = len(path) * token_bytes_per_chunk
         last_key, awaits = key, None
-        for end in range(start + step, len(tokens) + 1, step):
+        for end in range(start + token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk):
             chunk = tokens[start:end]
             key = digest(key + chunk)
             child = index.get(key)
@@ -68,7 +68,7 @@ class Matching:
                 last_key = key
             node = child
             start = end
-        whole = len(path) * step
+        whole = len(path) * token_bytes_per_chunk
         deepest = path[-1] if path else root
-        partial, partial_tokens = deepest.closest(root, tokens[whole : whole + step])
+        partial, partial_tokens = deepest.closest(root, tokens[whole : whole + token_bytes_per_chunk])
         return Match(root, path, last_key, whole // TOKEN_BYTES, partial, partial_tokens, awaits)

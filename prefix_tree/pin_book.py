@@ -18,9 +18,13 @@ class PinBook:
 
     def __init__(self) -> None:
         self.pins: set[Pin] = set()
-        self._ending: list[tuple[float, int, Pin]] = []
-        """A heap by end. Entries of pins that were removed before their time stay until they come up."""
-        self._entries = 0
+        self._ending: list[tuple[float, int]] = []
+        """A heap of ends and numbers of pins. Those of pins that were removed before their time stay until they
+        come up; they name no pin, so that nothing evicted since is kept for them."""
+        self._by_number: dict[int, Pin] = {}
+        self._number_of: dict[Pin, int] = {}
+        """Pins with an end."""
+        self._numbers = 0
         self._on: dict[Node, dict[str, int]] = {}
         """Of every pinned chunk, by scope: its pins on exactly this node, and children that its pins are on."""
         self._bytes: Counter[str] = Counter()
@@ -29,8 +33,9 @@ class PinBook:
         """Takes up a pin on a resident node."""
         self.pins.add(pin)
         if pin.ends_seconds is not None:
-            self._entries += 1
-            heappush(self._ending, (pin.ends_seconds, self._entries, pin))
+            self._numbers += 1
+            self._by_number[self._numbers], self._number_of[pin] = pin, self._numbers
+            heappush(self._ending, (pin.ends_seconds, self._numbers))
         scope, node = pin.node.root.scope, pin.node
         while node.depth:
             on = self._on.setdefault(node, {})
@@ -43,9 +48,12 @@ class PinBook:
     def remove(self, pin: Pin) -> None:
         """Takes out a pin that is there."""
         self.pins.remove(pin)
-        if len(self._ending) > 2 * len(self.pins) + 64:
-            self._ending = [entry for entry in self._ending if entry[2] in self.pins]
-            heapify(self._ending)
+        number = self._number_of.pop(pin, None)
+        if number is not None:
+            del self._by_number[number]
+            if len(self._ending) > 2 * len(self._by_number) + 64:
+                self._ending = [entry for entry in self._ending if entry[1] in self._by_number]
+                heapify(self._ending)
         scope, node = pin.node.root.scope, pin.node
         while node.depth:
             on = self._on[node]
@@ -64,8 +72,8 @@ class PinBook:
         """A pin whose time is over at `now`, seconds of the tree's steady clock; None where there is none."""
         ending = self._ending
         while ending and ending[0][0] <= now:
-            pin = ending[0][2]
-            if pin in self.pins:
+            pin = self._by_number.get(ending[0][1])
+            if pin is not None:
                 return pin
             heappop(ending)
         return None

@@ -24,7 +24,7 @@ from xxhash import xxh3_128_digest
 
 from kvtrie.prefix_tree.claims import Claim
 from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
-from kvtrie.prefix_tree.holds import Lease, Pin, residences_to_hold
+from kvtrie.prefix_tree.holds import Lease, Pin, held_bytes, residences_to_hold
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.matching import Matching
@@ -310,9 +310,11 @@ class PrefixTree:
         """
         assert match.awaits is None, "a request that must wait claims nothing"
         claim, parent, key = Claim([]), match.node, match.chain_key
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
-        for end in range((len(match.path) + 1) * step, len(tokens) + 1, step):
-            chunk = tokens[end - step : end]
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        for end in range(
+            (len(match.path) + 1) * token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk
+        ):
+            chunk = tokens[end - token_bytes_per_chunk : end]
             if parent is match.node and parent.find(match.root, chunk) is not None:
                 # The match was made of all tokens but the last, so it could not reach a last chunk that is there.
                 break
@@ -360,17 +362,17 @@ class PrefixTree:
         """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
         nodes: list[Node] = []
         parent, key, root = match.node, match.chain_key, match.root
-        step, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
-        end = (len(match.path) + 1) * step
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        end = (len(match.path) + 1) * token_bytes_per_chunk
         for place, handle in enumerate(handles):
-            chunk = tokens[end - step : end]
+            chunk = tokens[end - token_bytes_per_chunk : end]
             key = self._digest(key + chunk)
             parent = self._store(parent, root, key, chunk, tier, handle, size_bytes, now)
             nodes.append(parent)
-            end += step
+            end += token_bytes_per_chunk
             if parent.children is None and parent.grafts is None:
                 # Nothing can stand below a new node: the rest is one new chain.
-                rest, left = tokens[end - step :], handles[place + 1 :]
+                rest, left = tokens[end - token_bytes_per_chunk :], handles[place + 1 :]
                 nodes += self._store_chain(parent, key, rest, tier, left, size_bytes)
                 break
         if nodes:
@@ -386,13 +388,13 @@ class PrefixTree:
         root, now, tiers = node.root, node.created_seconds, len(self.tiers)
         above = node.at[tier]
         assert above is not None
-        digest, index, step = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
+        digest, index, token_bytes_per_chunk = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
         tombstones = self.tombstones if self.tombstones else None
         self._tick += 1
         tick, nodes, end = self._tick, [], 0
         for handle in handles:
-            end += step
-            chunk = tokens[end - step : end]
+            end += token_bytes_per_chunk
+            chunk = tokens[end - token_bytes_per_chunk : end]
             key = digest(key + chunk)
             child = Node(node, root, key, chunk, tiers, now)
             node.children = child
@@ -502,13 +504,13 @@ class PrefixTree:
         if may_stay < 0:
             return False
         seen: set[Node] = set()
-        held = _held_bytes(self.leases, tier, seen)
+        held = held_bytes(self.leases, tier, seen)
         if held > may_stay:
             return False
         # Scopes' pins may overlap, and chunks may be smaller here than elsewhere: this is the most they can hold.
         if held + self._pin_book.size_bytes <= may_stay:
             return True
-        return held + _held_bytes(self.pins, tier, seen) <= may_stay
+        return held + held_bytes(self.pins, tier, seen) <= may_stay
 
     def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> Residence | None:
         """Takes a leaf out of the tier; its parent's residence there, to be settled once the tree is whole."""
@@ -557,18 +559,3 @@ class PrefixTree:
         root.nodes -= 1
         if root.nodes == 0:
             self._roots.emptied(root)
-
-
-def _held_bytes(holders: Iterable[Lease | Pin], tier: int, seen: set[Node]) -> int:
-    """Bytes in a tier of the paths that are held there, each chunk once; those in `seen` left out, and added."""
-    held = 0
-    for holder in holders:
-        for residence in holder.held:
-            node: Node | None = residence.node if residence.tier == tier else None
-            while node is not None and node.depth and node not in seen:
-                seen.add(node)
-                here = node.at[tier]
-                assert here is not None, "tiers are prefix-closed"
-                held += here.size_bytes
-                node = node.parent
-    return held

@@ -2,7 +2,7 @@
 
     python requirements/versions.py floors     prints every dependency at its floor, as constraints for pip
     python requirements/versions.py lock       writes locked.txt from the environment that runs this, and tested
-    python requirements/versions.py tested     writes api/tested_versions.json from pyproject.toml and locked.txt
+    python requirements/versions.py tested     writes tested_versions.json from pyproject.toml and locked.txt
 
 `make oldest` and `make lock` call it. It needs nothing but Python 3.11.
 """
@@ -24,7 +24,7 @@ else:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOCK = REPOSITORY / "requirements" / "locked.txt"
-TESTED = REPOSITORY / "api" / "tested_versions.json"
+TESTED = REPOSITORY / "api" / "inspection" / "tested_versions.json"
 
 _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)>=(?P<floor>\d+(\.\d+)*)(; (?P<marker>.+))?\Z")
 _TOOLS = {"dev", "build"}
@@ -99,7 +99,7 @@ def tested() -> dict[str, dict[str, str]]:
 
 
 def tested_text() -> str:
-    """What api/tested_versions.json must hold."""
+    """What api/inspection/tested_versions.json must hold."""
     return json.dumps(tested(), indent=2) + "\n"
 
 

@@ -23,18 +23,18 @@ NOT_IMPORTED = {"hiredis"}
 """redis-py uses it where it is installed. peft is the caller's: a wrapped model may have adapters of it."""
 
 USERS = {
-    "api/hf_cache.py": "PrefixCachedModel",
-    "api/hf_loop.py": "PrefixCachedModel",
-    "api/generate_arguments.py": "PrefixCachedModel",
-    "api/generate_check.py": "PrefixCachedModel",
-    "api/model_view.py": "Engine",
-    "api/tree_handle.py": "PrefixCachedModel",
+    "api/huggingface/pool_cache.py": "PrefixCachedModel",
+    "api/huggingface/generate_loop.py": "PrefixCachedModel",
+    "api/huggingface/generate_arguments.py": "PrefixCachedModel",
+    "api/huggingface/generate_check.py": "PrefixCachedModel",
+    "api/models/model_view.py": "Engine",
+    "api/huggingface/tree_handle.py": "PrefixCachedModel",
     "api/sidecar/app.py": "kvtrie sidecar",
-    "api/sidecar/client.py": "a sidecar as lower tier",
-    "api/sidecar/connection.py": "a sidecar as lower tier",
-    "api/sidecar/guard.py": "kvtrie sidecar",
-    "api/sidecar/serving.py": "kvtrie sidecar",
-    "api/sidecar/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
+    "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
+    "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
+    "api/http/request_guard.py": "kvtrie sidecar",
+    "api/sidecar/run_sidecar.py": "kvtrie sidecar",
+    "api/http/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
     "store/redis_connection.py": "a Redis store",
 }
 """Modules that import an extra's package at their top, and who loads them; the tests below hold the rest."""
@@ -213,7 +213,7 @@ def test_without_the_extras_a_name_loads_or_says_what_it_needs():
 
 def test_without_httpx_a_sidecar_as_lower_tier_is_refused_in_one_sentence():
     ran = without_extras(
-        "from kvtrie.api.open_lower import open_lower\n"
+        "from kvtrie.api.tiers.open_tier import open_lower\n"
         "from kvtrie.prefix_tree.errors import InputError\n"
         "try:\n"
         "    open_lower('http://127.0.0.1:1')\n"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from kvtrie.api.machine import PACKAGES
-from kvtrie.api.version_range import VersionRange, ranges_tested
+from kvtrie.api.inspection.machine import PACKAGES
+from kvtrie.api.inspection.version_range import VersionRange, ranges_tested
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -111,3 +113,34 @@ def test_the_file_of_tested_versions_is_what_lock_and_floors_give(versions):
 def test_versions_are_compared_as_numbers(version, is_older, is_newer):
     tested = VersionRange("2.11", "2.13.0")
     assert (tested.is_older(version), tested.is_newer(version)) == (is_older, is_newer)
+
+
+@pytest.mark.parametrize(
+    ("target", "constraint"),
+    [
+        *(
+            (target, "requirements/locked.txt")
+            for target in ("demo", "test", "check", "bench", "kernels", "gpu")
+        ),
+        ("oldest", ".venv-oldest/floors.txt"),
+        ("newest", None),
+    ],
+)
+def test_what_each_target_of_the_makefile_installs(versions, target, constraint):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    ran = subprocess.run(
+        ["make", "--dry-run", "--always-make", target],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    installs = [line for line in ran.stdout.replace("\\\n", "").splitlines() if "pip install" in line]
+    mine = [line for line in installs if constraint is None or f"--constraint {constraint}" in line]
+    assert len(mine) >= 2, "the build tools, and all the rest"
+    assert all(
+        f"torch=={versions.locked()['torch']}" in line for line in installs if "locked.txt" not in line
+    )
+    if target in ("demo", "test", "check", "bench", "gpu"):
+        assert mine == installs

@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the demo; 1 if any output differs from the uncached model's."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from kvtrie.api.cached_model import PrefixCachedModel
     from kvtrie.api.demo.model import load_model, random_llama
     from kvtrie.api.demo.requests import read_requests, shipped_requests
     from kvtrie.api.demo.run import run_demo
+    from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 
     requests = shipped_requests() if args.input is None else read_requests(args.input)
     progress = _Progress(len(requests))

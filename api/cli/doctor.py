@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict
 
 from kvtrie.api.cli.console import escaped, table, write
-from kvtrie.api.cli.http_get import http_get
 from kvtrie.api.cli.snapshot_source import TIMEOUT_SECONDS, add_server_arguments, api_key, store_url
-from kvtrie.api.machine import Finding, machine_findings
-from kvtrie.api.try_generate import try_generate
+from kvtrie.api.http.http_get import http_get
+from kvtrie.api.huggingface.try_generate import try_generate
+from kvtrie.api.inspection.machine import Finding, machine_findings
 from kvtrie.prefix_tree.errors import StoreError
 from kvtrie.store import open_store
 

@@ -7,10 +7,10 @@ import argparse
 from kvtrie.api.cli.console import write
 from kvtrie.api.cli.scope_name import tenant_scope
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
-from kvtrie.api.cli.token_text import TOKENIZER_HELP, open_tokenizer
 from kvtrie.api.cli.tree_dot import tree_dot
 from kvtrie.api.cli.tree_text import tree_text
-from kvtrie.api.snapshot_filter import only_depth, only_hottest, only_scope
+from kvtrie.api.inspection.snapshot_filter import only_depth, only_hottest, only_scope
+from kvtrie.api.tokenizer import TOKENIZER_HELP, open_tokenizer
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "show the tree: who shares which chunks, where they are, what is pinned or being computed"

@@ -13,8 +13,8 @@ from kvtrie.api.cli.explanation_text import explanation_text
 from kvtrie.api.cli.prompt_tokens import Prompt, add_prompt_arguments, read_prompt
 from kvtrie.api.cli.scope_name import shared_scope, tenant_scope
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
-from kvtrie.api.explain import explain
-from kvtrie.api.explanation import VERDICTS, Explanation, Question
+from kvtrie.api.inspection.explain import explain
+from kvtrie.api.inspection.explanation import VERDICTS, Explanation, Question
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "say why a prompt missed the cache, or how much of it hit"

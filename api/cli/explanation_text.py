@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from kvtrie.api.cli.console import escaped, name_text, quoted, shortened
 from kvtrie.api.cli.node_text import namespace_facts
 from kvtrie.api.cli.quantities import shown_count, shown_seconds, shown_time
-from kvtrie.api.cli.token_text import Tokenizer
-from kvtrie.api.explanation import VERDICTS, Divergence, Elsewhere, Explanation
+from kvtrie.api.inspection.explanation import VERDICTS, Divergence, Elsewhere, Explanation
+from kvtrie.api.tokenizer import Tokenizer
 
 _MOST_ELSEWHERE = 5
 """Other namespaces shown; without a scope there may be one for each tenant."""

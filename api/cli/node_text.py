@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvtrie.api.cli.console import escaped, name_text, quoted, shortened
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_seconds, shown_time
-from kvtrie.api.cli.token_text import Tokenizer
 from kvtrie.api.cli.tree_runs import Segment
+from kvtrie.api.tokenizer import Tokenizer
 from kvtrie.prefix_tree.snapshot import NamespaceView, PinView, Snapshot
 
 PREVIEW_TOKENS = 32

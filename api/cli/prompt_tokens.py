@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from kvtrie.api.cli.snapshot_source import read_input
-from kvtrie.api.cli.token_text import TOKENIZER_HELP, Tokenizer, open_tokenizer
+from kvtrie.api.tokenizer import TOKENIZER_HELP, Tokenizer, open_tokenizer
 from kvtrie.prefix_tree.errors import InputError
 
 

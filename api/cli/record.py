@@ -13,9 +13,9 @@ from kvtrie.api.cli.child_server import run_server
 from kvtrie.api.cli.console import escaped, write
 from kvtrie.api.cli.simulation_text import trace_text
 from kvtrie.api.trace.open_trace import open_trace
-from kvtrie.api.trace.recorder import SMALLEST_BYTES
 from kvtrie.api.trace.reuse import reuse_distances
 from kvtrie.api.trace.simulation import trace_facts
+from kvtrie.api.traffic.recorder import SMALLEST_BYTES
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "record a server's requests, anonymised, for kvtrie simulate; or show what a trace holds"

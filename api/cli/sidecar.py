@@ -40,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
     # The server's packages are needed by this command only.
     from kvtrie.api.byte_size import parse_bytes
     from kvtrie.api.eviction import Eviction
-    from kvtrie.api.sidecar.address import parse_address
-    from kvtrie.api.sidecar.listeners import Listener, check_addresses
-    from kvtrie.api.sidecar.serving import serve
+    from kvtrie.api.http.address import parse_address
+    from kvtrie.api.http.listeners import Listener, check_addresses
+    from kvtrie.api.http.tenants import Tenants, load_tenants
+    from kvtrie.api.sidecar.run_sidecar import serve
     from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
-    from kvtrie.api.sidecar.tenants import Tenants, load_tenants
     from kvtrie.prefix_tree.errors import InputError
     from kvtrie.store import open_store, store_key_from_environment
 

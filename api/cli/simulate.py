@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvtrie.api.cli.console import write
 from kvtrie.api.cli.simulation_text import simulation_text
-from kvtrie.api.cli.token_text import TOKENIZER_HELP, open_tokenizer
+from kvtrie.api.tokenizer import TOKENIZER_HELP, open_tokenizer
 from kvtrie.api.trace.capacity import parse_capacities
 from kvtrie.api.trace.csv_arrivals import BLOCK_TOKENS, Encode
 from kvtrie.api.trace.kv_bytes import kv_bytes_per_token

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from kvtrie.api.cli.http_get import http_get
-from kvtrie.api.snapshot_check import parse_snapshot
-from kvtrie.api.store_snapshot import store_snapshot
+from kvtrie.api.http.http_get import http_get
+from kvtrie.api.inspection.snapshot_check import parse_snapshot
+from kvtrie.api.inspection.store_snapshot import store_snapshot
 from kvtrie.prefix_tree.errors import AccessDenied, InputError, StoreUnavailable
 from kvtrie.prefix_tree.snapshot import Snapshot
 from kvtrie.store import open_store, store_key_from_environment

@@ -10,8 +10,8 @@ from kvtrie.api.cli.console import name_text, table, write
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_time
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
 from kvtrie.api.cli.what_if_text import what_if_text
-from kvtrie.api.snapshot_stats import SnapshotStats, snapshot_stats
-from kvtrie.api.trace.what_if import from_counters, without_what_if
+from kvtrie.api.inspection.snapshot_stats import SnapshotStats, snapshot_stats
+from kvtrie.api.traffic.what_if import from_counters, without_what_if
 
 HELP = "count what a tree holds: tiers, scopes, sharing, hits, evictions"
 FORMAT = "kvtrie-stats"

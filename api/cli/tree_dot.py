@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvtrie.api.cli.console import name_text
 from kvtrie.api.cli.node_text import facts, namespace_facts, segment_text, span_text
-from kvtrie.api.cli.token_text import Tokenizer
 from kvtrie.api.cli.tree_runs import Branch, Segment, branches
+from kvtrie.api.tokenizer import Tokenizer
 from kvtrie.prefix_tree.snapshot import Snapshot
 
 _FILLS = ("#cfe8cf", "#cfdff2", "#f6e3c5", "#e4d7ef")

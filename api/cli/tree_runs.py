@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvtrie.api.snapshot_match import common_tokens
+from kvtrie.api.inspection.snapshot_match import common_tokens
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
 
 Segment = list[NodeView]

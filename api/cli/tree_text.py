@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from kvtrie.api.cli.console import name_text, speaks_unicode
 from kvtrie.api.cli.node_text import facts, namespace_facts, segment_text, span_text
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_time
-from kvtrie.api.cli.token_text import Tokenizer
 from kvtrie.api.cli.tree_runs import Branch, branches
+from kvtrie.api.tokenizer import Tokenizer
 from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
 from kvtrie.prefix_tree.tombstones import tombstone_memory
 

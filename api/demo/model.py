@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvtrie.api.cli.token_text import Tokenizer, open_tokenizer
+from kvtrie.api.tokenizer import Tokenizer, open_tokenizer
 from kvtrie.prefix_tree.errors import InputError
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from kvtrie.api.cached_model import PrefixCachedModel
 from kvtrie.api.demo.model import DemoModel
 from kvtrie.api.demo.requests import ChatRequest
+from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 from kvtrie.prefix_tree.errors import InputError
 
 

@@ -11,15 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from kvtrie.api.sidecar.byte_budget import BudgetExceeded, Charge
-from kvtrie.api.sidecar.connection_table import ConnectionTable
-from kvtrie.api.sidecar.door import Door
-from kvtrie.api.sidecar.guard import Guard
-from kvtrie.api.sidecar.metrics import CONTENT_TYPE
-from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
-from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
-from kvtrie.api.sidecar.tenants import Tenants
-from kvtrie.api.sidecar.wire import (
+from kvtrie.api.http.byte_budget import BudgetExceeded, Charge
+from kvtrie.api.http.connection_table import ConnectionTable
+from kvtrie.api.http.record_frames import (
     SCOPE_HEADER,
     FrameReader,
     frame_header,
@@ -27,12 +21,20 @@ from kvtrie.api.sidecar.wire import (
     parse_get,
     parse_match,
 )
+from kvtrie.api.http.request_guard import RequestGuard
+from kvtrie.api.http.tenants import Tenants
+from kvtrie.api.sidecar.door import Door
+from kvtrie.api.sidecar.metrics import CONTENT_TYPE
+from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
+from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""
+_BESIDE_BYTES = 1 << 20
+"""What is received beside the longest frame: its length, and the beginning of the next one."""
 
 
 def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:
@@ -45,7 +47,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     connections = connections if connections is not None else ConnectionTable(limits)
     door = Door(tenants, connections, sidecar.config.receive_budget_bytes)
     receiving = door.receiving
-    max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes)
+    max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
     @app.post("/v1/match")
     async def match(request: Request) -> Response:
@@ -141,7 +143,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     async def broken(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": "internal error: see the sidecar's log"}, 500)
 
-    return Guard(app, connections, limits, loopback_names_only=tenants.is_open)
+    return RequestGuard(app, connections, limits, loopback_names_only=tenants.is_open)
 
 
 async def _pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from kvtrie.api.sidecar.byte_budget import ByteBudget
-from kvtrie.api.sidecar.connection_table import Connection, ConnectionTable
+from kvtrie.api.http.byte_budget import ByteBudget
+from kvtrie.api.http.connection_table import Connection, ConnectionTable
+from kvtrie.api.http.tenants import Caller, Tenants
+from kvtrie.api.http.watched_protocol import STATE
+from kvtrie.api.http.wrong_keys import WrongKeys
 from kvtrie.api.sidecar.metrics import Page
-from kvtrie.api.sidecar.tenants import Caller, Tenants
-from kvtrie.api.sidecar.watched_protocol import STATE
-from kvtrie.api.sidecar.wrong_keys import WrongKeys
 
 
 class Door:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from kvtrie.api.sidecar.record_tree import RecordTree
-from kvtrie.api.sidecar.scope_counters import ScopeCounters
+from kvtrie.api.tiers.host_tier import HostTier
+from kvtrie.api.tiers.scope_counters import ScopeCounters
 from kvtrie.store import WriteBehindStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,7 +33,7 @@ _HELP = {
 
 
 def render_metrics(
-    held: RecordTree,
+    held: HostTier,
     counters: ScopeCounters,
     writing: WriteBehindStats | None,
     what_if: Mapping[str, Mapping[int, float]],

@@ -7,16 +7,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.sidecar.fall_through import FallThrough
-from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
+from kvtrie.api.http.record_frames import Limits
+from kvtrie.api.sidecar.host_snapshot import take_host_snapshot
 from kvtrie.api.sidecar.metrics import render_metrics
-from kvtrie.api.sidecar.picture import take_picture
-from kvtrie.api.sidecar.record_tree import RecordTree
-from kvtrie.api.sidecar.scope_counters import ScopeCounters
+from kvtrie.api.sidecar.read_through import ReadThrough
 from kvtrie.api.sidecar.scoped_store import ScopedStore
-from kvtrie.api.sidecar.wire import Limits
-from kvtrie.api.trace.watch import TrafficWatch
-from kvtrie.api.trace.what_if import as_counters
+from kvtrie.api.tiers.homes import NAMESPACE_BYTES
+from kvtrie.api.tiers.host_tier import HostTier
+from kvtrie.api.tiers.scope_counters import ScopeCounters
+from kvtrie.api.traffic.traffic_watch import TrafficWatch
+from kvtrie.api.traffic.what_if import as_counters
 from kvtrie.prefix_tree import Snapshot
 from kvtrie.prefix_tree.errors import InputError, RecordError, StoreFull
 from kvtrie.store import Store, decode_record
@@ -29,7 +29,7 @@ class SidecarConfig:
     """What a sidecar keeps.
 
     Raises:
-        InputError: `chunk_tokens` below one, or less memory than one namespace takes.
+        InputError: `chunk_tokens` below one, less memory than one namespace takes, or `receive_bytes` below 4 MiB.
     """
 
     memory_bytes: int = 1 << 30
@@ -61,6 +61,8 @@ class SidecarConfig:
             raise InputError(
                 f"memory of {self.memory_bytes} bytes holds no chunk: a namespace alone takes {NAMESPACE_BYTES}"
             )
+        if self.receive_bytes is not None and self.receive_bytes < 4 << 20:
+            raise InputError(f"receive_bytes must be at least {4 << 20}, got {self.receive_bytes}")
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Sidecar:
         self.config = config or SidecarConfig()
         self.limits = limits or Limits()
         self.counters = ScopeCounters()
-        self.held = RecordTree(
+        self.held = HostTier(
             self.config.memory_bytes,
             self.config.chunk_tokens,
             self.counters,
@@ -101,7 +103,7 @@ class Sidecar:
         self.watch = TrafficWatch(self.config.chunk_tokens, "sidecar")
         """Told of every get."""
         self._store = None if store is None else ScopedStore(store)
-        self._below = None if self._store is None else FallThrough(
+        self._below = None if self._store is None else ReadThrough(
             self.held,
             self._store,
             self.config.store_key,
@@ -169,7 +171,7 @@ class Sidecar:
     def snapshot(self, scopes: Collection[str] | None) -> Snapshot:
         """The tree of `scopes`, or of all, with their counters."""
         counters = {**self.counters.summed(scopes), **as_counters(self.what_if(scopes))}
-        return take_picture(self.held, scopes, counters)
+        return take_host_snapshot(self.held, scopes, counters)
 
     def what_if(self, scopes: Collection[str] | None) -> dict[str, dict[int, float]]:
         """Hit ratio of each of `scopes`, or of all, by percent of the chunks it has now."""

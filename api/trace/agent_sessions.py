@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtrie.api.trace.lines import count_field, json_lines, number_field, text_field, wrong
+from kvtrie.api.trace.json_lines import count_field, json_lines, number_field, text_field, wrong
 from kvtrie.api.trace.request import BlockIds, TraceRequest
 from kvtrie.prefix_tree.errors import InputError
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvtrie.api.trace.lines import numbered_lines, wrong
+from kvtrie.api.trace.json_lines import numbered_lines, wrong
 from kvtrie.api.trace.request import TraceRequest
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.keys import as_tokens, chunk_keys

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtrie.api.trace.lines import count_field, id_list, json_lines, number_field
+from kvtrie.api.trace.json_lines import count_field, id_list, json_lines, number_field
 from kvtrie.api.trace.request import TraceRequest
 
 BLOCK_TOKENS = 512

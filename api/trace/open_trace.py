@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvtrie.api.trace.agent_sessions import AgentSessions
 from kvtrie.api.trace.csv_arrivals import BLOCK_TOKENS, CsvArrivals, Encode
-from kvtrie.api.trace.lines import json_lines, numbered_lines
+from kvtrie.api.trace.json_lines import json_lines, numbered_lines
 from kvtrie.api.trace.mooncake import MooncakeTrace
 from kvtrie.api.trace.request import TraceReader
 from kvtrie.api.trace.request_log import RequestLog

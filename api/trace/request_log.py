@@ -1,20 +1,4 @@
-"""kvtrie's own request log, as `TraceRecorder` writes it: JSON lines, ids and counts, nothing said.
-
-    {"format": "kvtrie-trace", "version": 1, "chunk_tokens": 64, "source": "engine"}
-    {"t": 1767225600.125, "who": "t-5f0c...", "in": 530, "out": 12, "ids": [first, ..., last]}
-    {"t": 1767225601.250, "who": "t-5f0c...", "in": 600, "out": 8, "after": last, "ids": [next]}
-
-| field | what |
-| --- | --- |
-| `t` | when it arrived, unix seconds |
-| `who` | pseudonym of a scope |
-| `in`, `out` | prompt and completion tokens |
-| `after` | a block of an earlier line: this path begins with the whole path to it, then comes `ids` |
-| `ids` | 62-bit ids of blocks, each of everything up to its end |
-| `from`, `to` | blocks `from..to` of the path were asked for, default all; later ones it computed itself |
-
-A header may come again: the process was started again, with other ids. `FILE.1` is the older half of `FILE`.
-"""
+"""Reading kvtrie's own request log, whose form `kvtrie.api.traffic.log_form` describes."""
 
 from __future__ import annotations
 
@@ -24,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kvtrie.api.trace.lines import count_field, id_list, json_lines, number_field, text_field, wrong
+from kvtrie.api.trace.json_lines import count_field, id_list, json_lines, number_field, text_field, wrong
 from kvtrie.api.trace.request import TraceRequest
+from kvtrie.api.traffic.log_form import FORMAT, VERSION, older_half
 from kvtrie.prefix_tree.errors import InputError
-
-FORMAT = "kvtrie-trace"
-VERSION = 1
 
 
 class RequestLog:
@@ -103,8 +85,3 @@ class RequestLog:
                 f"trace {path} has version {ascii(said.get('version'))[:20]}; this kvtrie reads {VERSION}"
             )
         return count_field(said, "chunk_tokens", path, number, 1)
-
-
-def older_half(path: Path) -> Path:
-    """Where a full log goes, to make room for its next half."""
-    return path.with_name(path.name + ".1")

@@ -24,37 +24,44 @@ class LeafQueue:
         self._rank = rank
         self._entry_of: dict[Residence, int] = {}
         """Number of each queued leaf's entry in the heap."""
-        self._heap: list[tuple[Rank, int, Residence]] = []
-        """Entries, and some that no longer count: their leaf has another number by now, or none."""
+        self._leaf_of: dict[int, Residence] = {}
+        """The other way round."""
+        self._heap: list[tuple[Rank, int]] = []
+        """Ranks and numbers of entries, and some that no longer count. These name no leaf, so that nothing evicted
+        is kept for them."""
         self._entries = 0
 
     def push(self, residence: Residence) -> None:
         """Queues a leaf that is in no queue."""
         self._entries += 1
         self._entry_of[residence] = self._entries
-        heappush(self._heap, (self._rank(residence), self._entries, residence))
+        self._leaf_of[self._entries] = residence
+        heappush(self._heap, (self._rank(residence), self._entries))
 
     def pop(self) -> Residence | None:
         """Takes out the leaf that ranks lowest; forgets those on the way that have children or are held."""
-        heap, entry_of = self._heap, self._entry_of
+        heap, leaf_of = self._heap, self._leaf_of
         while heap:
-            rank, entry, residence = heappop(heap)
-            if entry_of.get(residence) != entry:
+            rank, entry = heappop(heap)
+            residence = leaf_of.get(entry)
+            if residence is None:
                 continue
             if residence.children == 0 and residence.holds == 0 and (now := self._rank(residence)) > rank:
-                heappush(heap, (now, entry, residence))
+                heappush(heap, (now, entry))
                 continue
-            del entry_of[residence]
+            del leaf_of[entry], self._entry_of[residence]
             if residence.children == 0 and residence.holds == 0:
                 return residence
         return None
 
     def discard(self, residence: Residence) -> None:
         """Forgets a leaf, if it is queued here."""
-        if self._entry_of.pop(residence, None) is None:
+        entry = self._entry_of.pop(residence, None)
+        if entry is None:
             return
-        if len(self._heap) > 2 * len(self._entry_of) + 64:
-            self._heap = [e for e in self._heap if self._entry_of.get(e[2]) == e[1]]
+        del self._leaf_of[entry]
+        if len(self._heap) > 2 * len(self._leaf_of) + 64:
+            self._heap = [e for e in self._heap if e[1] in self._leaf_of]
             heapify(self._heap)
 
     def __contains__(self, residence: Residence) -> bool:

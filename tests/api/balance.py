@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, PrefixCachedModel
-from kvtrie.api.model_facts import model_facts
+from kvtrie.api.models.model_facts import model_facts
 
 CHUNK = 8
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
-from kvtrie.api.model_runner import ModelRunner
+from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.prefix_tree.errors import ModelOutputError
 from tests.api.balance import (
     CHUNK,
@@ -175,8 +174,7 @@ def test_a_claimant_whose_model_raises_hands_over(
     with wrapped(model, engine=EngineConfig(step_tokens=2 * CHUNK)) as cached:
         claimant, *waiters = claimant_and_waiters(cached)
         failing()
-        with pytest.raises(RuntimeError, match="a broken layer"):
-            cached.engine.step()
+        cached.engine.step()
         assert isinstance(claimant.error, RuntimeError)
         run_to_the_end(cached)
         for waiter in waiters:
@@ -316,7 +314,7 @@ def test_any_schedule_ends_and_every_output_is_the_uncached_one(
                     submitted[number % len(submitted)][1].cancel()
                 elif action == "step":
                     for _ in range(number):
-                        step_once(cached)
+                        cached.engine.step()
                 elif action == "fail":
                     is_broken = True
             is_broken = False
@@ -330,12 +328,6 @@ def test_any_schedule_ends_and_every_output_is_the_uncached_one(
         else:
             assert completion.error is None
             assert completion.tokens == expected[number]
-
-
-def step_once(cached: PrefixCachedModel) -> None:
-    """A step whose model may raise; whether it should have is asserted on the completions."""
-    with contextlib.suppress(RuntimeError):
-        cached.engine.step()
 
 
 def test_the_smallest_pool_that_fits_each_request(small_model: PreTrainedModel) -> None:

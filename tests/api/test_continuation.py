@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel
-from kvtrie.api.generate_arguments import cache_argument
+from kvtrie.api.huggingface.generate_arguments import cache_argument
 from kvtrie.prefix_tree.errors import InputError
 from tests.api.balance import CHUNK, wrapped
 from tests.api.models import left_padded, prompts, tiny_model

@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvtrie.api.cli import main
-from kvtrie.api.cli.token_text import open_tokenizer
+from kvtrie.api.tokenizer import open_tokenizer
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 CHUNK = 64

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvtrie.api import Eviction
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.tiers.store_tier import StoreTier
 from kvtrie.prefix_tree import InputError
 from kvtrie.store import MemoryStore
 from tests.api.balance import CHUNK, assert_same, chunk_bytes, complete, wrapped

@@ -44,7 +44,7 @@ def cached(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def chunk_bytes(model: PreTrainedModel) -> int:
-    from kvtrie.api.model_facts import model_facts
+    from kvtrie.api.models.model_facts import model_facts
 
     return model_facts(model).chunk_shape(CHUNK).chunk_bytes
 
@@ -193,7 +193,7 @@ def test_text_of_a_model_that_takes_images(wrapper: str) -> None:
 
 def test_rotary_frequencies_of_each_kind_of_layer_tell_namespaces_apart() -> None:
     """Gemma 3 keeps them per kind; GPT-OSS stretches them (YaRN) whatever the length, so no limit follows."""
-    from kvtrie.api.model_facts import model_facts
+    from kvtrie.api.models.model_facts import model_facts
 
     gemma = tiny_model("gemma3-window")
     layouts = set()

@@ -10,9 +10,10 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from kvtrie.api import PrefixCachedModel, model_facts
-from kvtrie.api.families import FAMILIES, NOT_SERVED, Family
-from kvtrie.api.layer_attention import SINKS, SOFTCAP, WINDOW
+from kvtrie.api import PrefixCachedModel
+from kvtrie.api.models import model_facts
+from kvtrie.api.models.families import FAMILIES, NOT_SERVED, Family
+from kvtrie.api.models.layer_attention import SINKS, SOFTCAP, WINDOW
 from kvtrie.prefix_tree.errors import UnsupportedModel
 from tests.api.models import CONFIGS, tiny_model
 

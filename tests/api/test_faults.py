@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kvtrie.api import EngineConfig, LowerTier, PrefixCachedModel
-from kvtrie.api.sidecar.client import SidecarTier
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
+from kvtrie.api.tiers.store_tier import StoreTier
 from kvtrie.prefix_tree import Namespace
 from kvtrie.store.redis_store import RedisStore
 from tests.api.balance import CHUNK, assert_same, complete, greedy, wrapped

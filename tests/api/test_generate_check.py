@@ -11,8 +11,8 @@ import transformers as hf
 from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel
-from kvtrie.api.generate_arguments import cache_argument
-from kvtrie.api.hf_cache import PoolCache
+from kvtrie.api.huggingface.generate_arguments import cache_argument
+from kvtrie.api.huggingface.pool_cache import PoolCache
 from kvtrie.prefix_tree.errors import LibraryChanged, UnsupportedModel
 from tests.api.balance import CHUNK, wrapped
 from tests.api.models import CONFIGS, prompts, tiny_model
@@ -82,7 +82,7 @@ class OtherTokens(hf.LlamaForCausalLM):
         (
             WithoutTheCache,
             LibraryChanged,
-            rf"generate\(\) of transformers {VERSION} ran a pass without the cache",
+            rf"transformers {VERSION} did not use the cache .* as {CACHE}=",
         ),
         (
             WholePromptWithoutPositions,

@@ -146,7 +146,7 @@ def test_salts_make_keys_that_cannot_be_guessed(model: PreTrainedModel) -> None:
 
 
 def test_processes_with_other_salts_share_nothing_through_a_store(model: PreTrainedModel) -> None:
-    from kvtrie.api.store_tier import StoreTier
+    from kvtrie.api.tiers.store_tier import StoreTier
     from kvtrie.store import MemoryStore
 
     class Kept(MemoryStore):

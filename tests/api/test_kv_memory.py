@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
+from kvtrie.api.engine.kv_memory import DEVICE, KvMemory
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.kv_memory import DEVICE, KvMemory
 from kvtrie.prefix_tree import ChunkShape, Lease, Namespace, Node, Residence, tree_copy
 from kvtrie.prefix_tree.roots import ROOT_BYTES
 from tests.api.balance import CHUNK, complete, wrapped

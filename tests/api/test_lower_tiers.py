@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel
-from kvtrie.api.model_runner import ModelRunner
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.models.model_runner import ModelRunner
+from kvtrie.api.tiers.store_tier import StoreTier
 from kvtrie.prefix_tree import InputError
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 from kvtrie.store import Record, decode_record, encode_record, open_store

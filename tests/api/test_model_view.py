@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
-from kvtrie.api.model_view import ModelView
+from kvtrie.api.models.model_view import ModelView
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
 from tests.api.balance import CHUNK, complete, greedy, wrapped
 from tests.api.models import CONFIGS, POSITIONS, VOCABULARY, left_padded, prompts, tiny_model
@@ -185,7 +185,7 @@ def test_frequencies_that_a_long_call_of_the_owner_stretched() -> None:
 
 
 def test_weights_are_read_once_whatever_a_pass_rewrites(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvtrie.api import model_identity
+    from kvtrie.api.models import model_identity
 
     config = CONFIGS["phi3"]()
     factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from kvtrie.api import EngineConfig, PrefixCachedModel
 from kvtrie.api.cli import main
-from kvtrie.api.model_runner import ModelRunner
-from kvtrie.api.store_tier import StoreTier
+from kvtrie.api.models.model_runner import ModelRunner
+from kvtrie.api.tiers.store_tier import StoreTier
 from kvtrie.chunk_kernels import ChunkPool
 from kvtrie.prefix_tree import InputError, ModelOutputError
 from kvtrie.store import decode_record, encode_record

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.api.text_stream import TextStream
+from kvtrie.api.engine.text_stream import TextStream
 from tests.api.tokenizers_of_each_kind import KINDS, SPECIAL, TEXTS, byte_level, sentencepiece_bpe
 
 
@@ -43,7 +43,9 @@ def plain(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_every_text_cut_anywhere_into_prompt_and_completion(tokenizer: Any, text: str) -> None:
     tokens = tokenizer.encode("before it, " + text + " " + text)
-    for cut in range(1, len(tokens), 3):
+    for cut in range(1, len(tokens)):
+        if decode(tokenizer, tokens[:cut]).endswith("\ufffd"):
+            continue  # No text prompt ends inside a character.
         pieces = streamed(tokenizer, tokens[:cut], tokens[cut:])
         assert "".join(pieces) == in_context(tokenizer, tokens[:cut], tokens[cut:])
 
@@ -61,7 +63,7 @@ def test_incomplete_last_bytes(tokenizer: Any) -> None:
 def test_tokens_that_no_text_has(tokenizer: Any, seed: int) -> None:
     """Random ids, as a model with random weights gives: special ones, unfinished bytes, word ends without words."""
     generator = random.Random(seed)
-    prompt = tokenizer.encode(generator.choice(TEXTS))[: generator.randrange(1, 40)]
+    prompt = tokenizer.encode(generator.choice(TEXTS)[: generator.randrange(1, 40)])
     tokens = [generator.randrange(len(tokenizer)) for _ in range(80)]
     assert "".join(streamed(tokenizer, prompt, tokens)) == in_context(tokenizer, prompt, tokens)
 
@@ -70,6 +72,33 @@ def test_no_piece_ends_inside_a_character(tokenizer: Any) -> None:
     for text in TEXTS:
         pieces = streamed(tokenizer, tokenizer.encode("a"), plain(tokenizer, text))
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_many_characters_that_the_vocabulary_lacks() -> None:
+    """A tokenizer with byte fallback gives them whole, however many there are and whatever is before them."""
+    tokenizer = sentencepiece_bpe()
+    for before in range(40):
+        prompt, tokens = plain(tokenizer, "q" * before), plain(tokenizer, "日本語のテキストé😀" * 20)
+        pieces = streamed(tokenizer, prompt, tokens)
+        assert "".join(pieces) == in_context(tokenizer, prompt, tokens)
+        assert max(map(len, pieces)) < 20, "they are not kept to the end"
+
+
+def test_a_long_prompt_of_such_characters() -> None:
+    tokenizer = sentencepiece_bpe()
+    # Without the space that the tokenizer puts first: the stretch of bytes goes on from the prompt.
+    prompt, tokens = plain(tokenizer, "日本語" * 100), plain(tokenizer, "テキスト" * 20)[1:]
+    pieces = streamed(tokenizer, prompt, tokens)
+    assert "".join(pieces) == "テキスト" * 20
+    assert "テ" in "".join(pieces[:60]), "they are not kept to the end"
+
+
+def test_tokens_outside_the_tokenizer_s_vocabulary() -> None:
+    """A model may have more than its tokenizer: such a token has no text, and is no beginning of one either."""
+    tokenizer = sentencepiece_bpe()
+    prompt, word = plain(tokenizer, "quick"), plain(tokenizer, "brown")
+    for count in (1, 20, 100):
+        assert "".join(streamed(tokenizer, prompt, [len(tokenizer) + 7] * count + word)) == " brown"
 
 
 def test_the_first_word_keeps_its_space() -> None:

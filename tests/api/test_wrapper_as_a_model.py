@@ -15,7 +15,7 @@ import transformers as hf
 from transformers import PreTrainedModel
 
 from kvtrie.api import PrefixCachedModel
-from kvtrie.api.generate_arguments import CACHE_ARGUMENTS
+from kvtrie.api.huggingface.generate_arguments import CACHE_ARGUMENTS
 from kvtrie.prefix_tree import InputError
 from kvtrie.prefix_tree.errors import UnsupportedModel
 from tests.api.balance import CHUNK, assert_same, complete, greedy, wrapped

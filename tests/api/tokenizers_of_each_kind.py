@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -43,11 +44,23 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_bpe() -> PreTrainedTokenizerFast:
-    """As Llama 2's and Mistral's: BPE over words that begin with a space, bytes for what it lacks."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(
+    """As Llama 2's and Mistral's: BPE over words that begin with a space, bytes for the characters it lacks."""
+    words = Tokenizer(models.BPE())
+    words.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
+    latin = [chr(code) for code in range(32, 127)]
+    words.train_from_iterator(
+        [text.encode("ascii", "ignore").decode() for text in TEXTS] * 4,
+        trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", *SPECIAL], initial_alphabet=latin),
+    )
+    trained = json.loads(words.to_str())["model"]
+    # The bytes are ordinary tokens, which trainers cannot be asked for.
+    vocabulary = {**trained["vocab"]}
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    merges = [tuple(merge) for merge in trained["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = words.normalizer
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("\u2581", " "),
@@ -56,14 +69,7 @@ def sentencepiece_bpe() -> PreTrainedTokenizerFast:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    latin = [chr(code) for code in range(32, 127)] + ["\u2581"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=460,
-        special_tokens=SPECIAL + _BYTES,
-        initial_alphabet=latin,
-        limit_alphabet=len(latin),
-    )
-    return _finished(tokenizer, trainer)
+    return _finished(tokenizer)
 
 
 def unigram() -> PreTrainedTokenizerFast:
@@ -107,7 +113,7 @@ class Tekken:
     """mistral-common's, of bytes; a part of its vocabulary is enough."""
 
     def __init__(self) -> None:
-        from kvtrie.api.cli.token_text import open_tokenizer
+        from kvtrie.api.tokenizer import open_tokenizer
 
         self._tekken = open_tokenizer("tekken")
         self.decoder: Any = self._tekken._tekken  # type: ignore[attr-defined]
@@ -135,11 +141,10 @@ KINDS: dict[str, Callable[[], Any]] = {
     )
 }
 
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
-
-def _finished(tokenizer: Tokenizer, trainer: Any, **options: Any) -> PreTrainedTokenizerFast:
-    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+def _finished(tokenizer: Tokenizer, trainer: Any = None, **options: Any) -> PreTrainedTokenizerFast:
+    if trainer is not None:
+        tokenizer.train_from_iterator(TEXTS * 4, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.models import PATH, page
-from kvtrie.api.families import FAMILIES, NOT_SERVED
+from kvtrie.api.models.families import FAMILIES, NOT_SERVED
 
 
 def test_page_is_up_to_date() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import pytest
 
@@ -92,6 +93,17 @@ def test_unpinned_before_their_time_pins_are_forgotten(forest) -> None:
     for _ in range(1000):
         forest.tree.unpin(forest.tree.pin(node, seconds=1e9))
     assert len(forest.tree._pin_book._ending) < 200
+    check(forest.tree)
+
+
+def test_a_pin_that_ended_early_keeps_nothing_alive(make_forest) -> None:
+    forest = make_forest(remembered_bytes=0)
+    (node,) = forest.store("a", [1, 2])
+    forest.tree.unpin(forest.tree.pin(node, seconds=1e9))
+    seen = weakref.ref(node.root)
+    del node
+    assert len(forest.evict(DEVICE, 1)) == 1
+    assert seen() is None
 
 
 def work_of_an_eviction(make_forest, pins: int) -> int:

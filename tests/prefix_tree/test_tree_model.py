@@ -234,8 +234,6 @@ class TreeMachine(RuleBasedStateMachine):
 
     key_bits = 128
     policy = "lru"
-    frees_at_once = True
-    """Whether the policy keeps nothing of a chunk that was evicted; the others keep a bounded number of them."""
     steps_taken = 0
 
     @initialize(
@@ -549,8 +547,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert kept or not used
         seen, hits = weakref.ref(root), root.hits
         del root
-        if kept or leased or self.frees_at_once:
-            assert (seen() is not None) == (kept or leased)
+        assert (seen() is not None) == (kept or leased)
         if seen() is None:
             self.hits -= hits
         self.roots[scope] = self.tree.root(self.namespace(scope))
@@ -753,14 +750,12 @@ class FrequencyFirst(TreeMachine):
     """LFU: exactly the least used leaf goes, the oldest of equals."""
 
     policy = "lfu"
-    frees_at_once = False
     steps_taken = 0
 
 
 class Limited(TreeMachine):
     """Minimum shares and quotas: who may go is decided by them first, then by LRU among the rest."""
 
-    frees_at_once = False
     steps_taken = 0
     shares: ClassVar = {"tenant:a": 12, "shared:s": 6}
     quotas: ClassVar = {"tenant:b": 10, "tenant:a": 20}
@@ -807,7 +802,7 @@ def steps_of(machine: type[TreeMachine], examples: int) -> int:
 
 def machine_of(name: str) -> type[TreeMachine]:
     """A machine whose tiers have another policy: any leaf may go, and everything else must hold."""
-    return type(f"Policy_{name}", (TreeMachine,), {"policy": name, "frees_at_once": False, "steps_taken": 0})
+    return type(f"Policy_{name}", (TreeMachine,), {"policy": name, "steps_taken": 0})
 
 
 MACHINES = {TreeMachine: 300, EightBitKeys: 150, TwoBitKeys: 120, FrequencyFirst: 80, Limited: 120} | {

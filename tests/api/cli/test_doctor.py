@@ -8,8 +8,9 @@ import sys
 import pytest
 import transformers
 
-from kvtrie.api import PrefixCachedModel, machine
-from kvtrie.api.version_range import ranges_tested
+from kvtrie.api import PrefixCachedModel
+from kvtrie.api.inspection import machine
+from kvtrie.api.inspection.version_range import ranges_tested
 
 
 def test_this_machine(kvtrie):

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from kvtrie.api.explain import explain
-from kvtrie.api.explanation import VERDICTS, Question
+from kvtrie.api.inspection.explain import explain
+from kvtrie.api.inspection.explanation import VERDICTS, Question
 from kvtrie.prefix_tree import Snapshot
 
 A, B, C = [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 WRITES_A_TRACE = """
-from kvtrie.api.trace.recorder import recorder_from_environment
+from kvtrie.api.traffic.recorder import recorder_from_environment
 log = recorder_from_environment(16, "engine")
 for at in range(3):
     log.record("tenant:x", [b"k" * 16, b"l" * 16], prompt_tokens=40, output_tokens=1, arrived_at=float(at))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kvtrie.api.snapshot_stats import snapshot_stats
+from kvtrie.api.inspection.snapshot_stats import snapshot_stats
 from kvtrie.prefix_tree.tombstones import RING_BYTES, TOMBSTONE_BYTES
 
 A, B, C = [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]

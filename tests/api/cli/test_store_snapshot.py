@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvtrie.api.explain import explain
-from kvtrie.api.explanation import Question
-from kvtrie.api.store_snapshot import UNKNOWN, store_snapshot
+from kvtrie.api.inspection.explain import explain
+from kvtrie.api.inspection.explanation import Question
+from kvtrie.api.inspection.store_snapshot import UNKNOWN, store_snapshot
 from kvtrie.prefix_tree import ChunkShape, Snapshot
 from kvtrie.prefix_tree.keys import KEY_BYTES, chunk_keys, path_digests
 from kvtrie.store import MemoryStore, Record, Store, encode_namespace_record, encode_record, open_store

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.api.cli.token_text import open_tokenizer
+from kvtrie.api.tokenizer import open_tokenizer
 from tests.api.tokenizers_of_each_kind import byte_level, sentencepiece_bpe
 
 CHAT = [{"role": "user", "content": "The quick brown fox"}]
@@ -20,7 +20,7 @@ def test_a_rendered_chat_template_gets_no_second_bos(make: Any, form: str, tmp_p
     own.save_pretrained(tmp_path)
     if form == "model":
         # Without the file of the tokenizers library alone: the directory is read by transformers.
-        from kvtrie.api.cli.token_text import _HuggingFaceModel
+        from kvtrie.api.tokenizer import _HuggingFaceModel
 
         tokenizer: Any = _HuggingFaceModel(str(tmp_path))
     else:

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 from kvtrie.api.cli import sidecar as command
-from kvtrie.api.sidecar.address import parse_address
-from kvtrie.api.sidecar.serving import serve
+from kvtrie.api.http.address import parse_address
+from kvtrie.api.http.record_frames import Limits
+from kvtrie.api.http.tenants import Tenants, load_tenants
+from kvtrie.api.sidecar.run_sidecar import serve
 from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
-from kvtrie.api.sidecar.tenants import Tenants, load_tenants
-from kvtrie.api.sidecar.wire import Limits
 from kvtrie.prefix_tree import ChunkShape, Namespace
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES, chunk_keys, path_digests
 from kvtrie.store import RawCodec, Record, encode_record
@@ -34,7 +34,9 @@ SHAPE = ChunkShape(layers=1, kv_heads=1, chunk_tokens=4, key_dim=2, value_dim=2,
 
 # Its server has imported all that a sidecar needs, so each process starts at once.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["kvtrie.api.sidecar.serving", "kvtrie.api.cli.sidecar", "kvtrie.store"])
+_PROCESSES.set_forkserver_preload(
+    ["kvtrie.api.sidecar.run_sidecar", "kvtrie.api.cli.sidecar", "kvtrie.store"]
+)
 
 
 class Chain:
@@ -47,7 +49,7 @@ class Chain:
         self.tokens = np.array(tokens, "<i4").tobytes()
         self.keys = chunk_keys(namespace.digest, self.tokens, shape.chunk_tokens)
         paths = path_digests(namespace.digest, self.tokens, shape.chunk_tokens)
-        step = shape.chunk_tokens * TOKEN_BYTES
+        token_bytes_per_chunk = shape.chunk_tokens * TOKEN_BYTES
         self.records = [
             encode_record(
                 Record(
@@ -58,7 +60,7 @@ class Chain:
                     depth=place + 1,
                     codec=RawCodec.id,
                     shape=shape,
-                    tokens=self.tokens[place * step : (place + 1) * step],
+                    tokens=self.tokens[place * token_bytes_per_chunk : (place + 1) * token_bytes_per_chunk],
                     payload=key * (shape.chunk_bytes // KEY_BYTES),
                     created_at_seconds=1,
                 ),

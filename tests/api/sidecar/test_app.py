@@ -9,10 +9,10 @@ import anyio
 import httpx
 import pytest
 
+from kvtrie.api.http.record_frames import Limits
+from kvtrie.api.http.tenants import Tenants
 from kvtrie.api.sidecar.app import create_app
 from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
-from kvtrie.api.sidecar.tenants import Tenants
-from kvtrie.api.sidecar.wire import Limits
 
 
 async def slowly() -> AsyncIterator[bytes]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from kvtrie.api.sidecar import byte_budget
-from kvtrie.api.sidecar.byte_budget import BudgetExceeded, ByteBudget
+from kvtrie.api.http import byte_budget
+from kvtrie.api.http.byte_budget import BudgetExceeded, ByteBudget
 
 
 @pytest.fixture(autouse=True)

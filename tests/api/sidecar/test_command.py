@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from kvtrie.api.cli import sidecar as command
-from kvtrie.api.sidecar.address import parse_address
-from kvtrie.api.sidecar.guard import is_loopback_host
-from kvtrie.api.sidecar.listeners import listening
+from kvtrie.api.http.address import parse_address
+from kvtrie.api.http.listeners import listening
+from kvtrie.api.http.request_guard import is_loopback_host
 from kvtrie.prefix_tree.errors import InputError
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kvtrie.api.sidecar.connection_table import (
+from kvtrie.api.http.connection_table import (
     KEEP_ALIVE_SECONDS,
     LINGER_SECONDS,
     Connection,
     ConnectionTable,
 )
-from kvtrie.api.sidecar.wire import Limits
+from kvtrie.api.http.record_frames import Limits
 
 LIMITS = Limits(
     max_connections=6,

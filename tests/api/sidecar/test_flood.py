@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from kvtrie.api.sidecar.client import SidecarTier
-from kvtrie.api.sidecar.wire import Limits
+from kvtrie.api.http.record_frames import Limits
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree.errors import StoreError, StoreUnavailable
 
 TENANTS = """
@@ -168,9 +168,12 @@ class TestBodies:
     ) -> None:
         sidecar = start_sidecar(tenants=tenants)
         with sidecar.http("acme-key") as http:
-            reply = http.post("/v1/records/put", content=struct.pack("<Q", (32 << 20) + 1) + b"x")
-        assert reply.status_code == 400
-        assert f"a record has 1 to {32 << 20}" in reply.json()["error"]
+            reply = http.post("/v1/records/put", content=struct.pack("<Q", (31 << 20) + 1) + b"x")
+            assert reply.status_code == 400
+            assert f"a record has 1 to {31 << 20}" in reply.json()["error"]
+            # One byte less fits, with another frame behind it; what is in it is another matter.
+            longest = struct.pack("<Q", 31 << 20) + bytes(31 << 20) + struct.pack("<Q", 1) + b"x"
+            assert sum(http.post("/v1/records/put", content=longest).json()["rejected"].values()) == 2
 
     def test_a_lookup_that_never_ends_is_charged_too(
         self, start_sidecar: Start, tenants: Path, connect: Any
@@ -213,13 +216,11 @@ class TestWrongKeys:
         sidecar = start_sidecar(tenants=tenants)
         with sidecar.http("acme-key") as known:
             assert known.get("/v1/tree").status_code == 200
-            seen = []
-            for number in range(60):
-                with sidecar.http(f"guess-{number}") as http:
-                    seen.append(http.get("/v1/tree").status_code)
+            with sidecar.http() as http:
+                headers = [{"Authorization": f"Bearer guess-{number}"} for number in range(200)]
+                seen = [http.get("/v1/tree", headers=guess).status_code for guess in headers]
             assert seen[:10] == [401] * 10
             assert set(seen) == {401, 429}
-            assert seen.count(429) > 20
             assert known.get("/v1/tree").status_code == 200
         with sidecar.http("acme-key") as again:
             assert again.get("/v1/tree").status_code == 200, "on a new connection, too"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.api.sidecar.client import SidecarTier
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree import Namespace
 from kvtrie.prefix_tree.errors import StoreUnavailable
 from tests.forked import fork

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from kvtrie.api.sidecar import client
-from kvtrie.api.sidecar.client import SidecarTier
-from kvtrie.api.sidecar.wire import frame
+from kvtrie.api.http.record_frames import frame
+from kvtrie.api.tiers import sidecar_tier as client
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree import Namespace, Snapshot
 from kvtrie.prefix_tree.errors import AccessDenied
 from kvtrie.store import encode_namespace_record

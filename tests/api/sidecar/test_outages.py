@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.api.sidecar.client import SidecarTier
+from kvtrie.api.tiers.sidecar_tier import SidecarTier
 from kvtrie.prefix_tree.errors import InputError, StoreError, StoreUnavailable
 
 DEADLINE = 0.5

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from kvtrie.api.eviction import Eviction
-from kvtrie.api.sidecar.homes import NAMESPACE_BYTES
-from kvtrie.api.sidecar.scope_counters import ScopeCounters
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
+from kvtrie.api.tiers.homes import NAMESPACE_BYTES
+from kvtrie.api.tiers.scope_counters import ScopeCounters
 from kvtrie.prefix_tree import ChunkShape, Namespace, check
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.store import decode_record, encode_namespace_record, encode_record
@@ -321,6 +321,14 @@ class TestMatch:
 def test_memory_that_holds_no_chunk_is_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"memory of {size} bytes holds no chunk"):
         SidecarConfig(memory_bytes=size)
+
+
+def test_what_is_received_has_a_budget() -> None:
+    assert SidecarConfig(memory_bytes=1 << 20).receive_budget_bytes == 64 << 20
+    assert SidecarConfig(memory_bytes=8 << 30).receive_budget_bytes == 1 << 30
+    assert SidecarConfig(receive_bytes=4 << 20).receive_budget_bytes == 4 << 20
+    with pytest.raises(InputError, match="receive_bytes must be at least 4194304, got 1"):
+        SidecarConfig(receive_bytes=1)
 
 
 def test_chunks_of_no_tokens_are_refused() -> None:

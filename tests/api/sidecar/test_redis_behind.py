@@ -35,7 +35,7 @@ class TestProcesses:
     def test_a_second_sidecar_has_hits_from_the_first(
         self, start_sidecar: Callable[..., Any], redis_server: Any, chain: Chains
     ) -> None:
-        from kvtrie.api.sidecar.client import SidecarTier
+        from kvtrie.api.tiers.sidecar_tier import SidecarTier
 
         path = chain(list(range(400)))
         first, second = start_sidecar(store=redis_server.url), start_sidecar(store=redis_server.url)
@@ -63,7 +63,7 @@ class TestProcesses:
     def test_a_hung_redis_costs_no_hit_of_the_host_tier(
         self, start_sidecar: Callable[..., Any], redis_server: Any, chain: Chains
     ) -> None:
-        from kvtrie.api.sidecar.client import SidecarTier
+        from kvtrie.api.tiers.sidecar_tier import SidecarTier
 
         path = chain(list(range(16)))
         sidecar = start_sidecar(store=redis_server.url)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtrie.api.sidecar.tenants import Tenants, load_tenants
+from kvtrie.api.http.tenants import Tenants, load_tenants
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
 
 FILE = f"""

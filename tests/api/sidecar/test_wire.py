@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtrie.api.sidecar.wire import FrameReader, frame, framed_bytes, parse_get, parse_match
+from kvtrie.api.http.record_frames import FrameReader, frame, framed_bytes, parse_get, parse_match
 from kvtrie.prefix_tree.errors import InputError
 
 RECORDS = st.lists(st.binary(min_size=1, max_size=40), max_size=8)

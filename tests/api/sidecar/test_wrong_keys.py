@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from kvtrie.api.sidecar.wrong_keys import AT_ONCE, MOST_ADDRESSES, WrongKeys
+from kvtrie.api.http.wrong_keys import AT_ONCE, MOST_ADDRESSES, WrongKeys
 
 
 class Clock:

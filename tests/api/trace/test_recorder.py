@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtrie.api.trace import open_trace, recorder
-from kvtrie.api.trace.recorder import TraceRecorder, recorder_from_environment
-from kvtrie.api.trace.request_log import older_half
+from kvtrie.api.trace import open_trace
+from kvtrie.api.traffic import recorder
+from kvtrie.api.traffic.log_form import older_half
+from kvtrie.api.traffic.recorder import TraceRecorder, recorder_from_environment
 from kvtrie.prefix_tree.errors import InputError
 
 KEYS = [bytes([100 + number]) * 16 for number in range(30)]

@@ -10,9 +10,9 @@ import pytest
 
 from kvtrie.api.trace import Trace
 from kvtrie.api.trace.reuse import reuse_distances
-from kvtrie.api.trace.sampled_paths import MOST_STRETCHES, SampledPaths
-from kvtrie.api.trace.shards import BUDGET, FEWEST, Shards
-from kvtrie.api.trace.what_if import MOST_SCOPES, WhatIf, as_counters, from_counters, without_what_if
+from kvtrie.api.traffic.sampled_paths import MOST_STRETCHES, SampledPaths
+from kvtrie.api.traffic.shards import BUDGET, FEWEST, Shards
+from kvtrie.api.traffic.what_if import MOST_SCOPES, WhatIf, as_counters, from_counters, without_what_if
 
 
 def hashes_of(trace: Trace, seed: int) -> np.ndarray:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
-from kvtrie.api.trace import open_trace, recorder, replay
+from kvtrie.api.trace import open_trace, replay
 from kvtrie.api.trace.policies import fresh_policy
+from kvtrie.api.traffic import recorder
 from kvtrie.prefix_tree import ChunkShape, Namespace
 from tests.api.balance import CHUNK, complete, wrapped
 from tests.api.models import prompts, tiny_model

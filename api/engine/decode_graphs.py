@@ -1,0 +1,243 @@
+"""Decode steps as CUDA graphs: captured once per number of lanes, replayed for any plan within capacity.
+
+A captured step takes its tokens and positions from `DecodeLanes` on the device, runs the model, picks each lane's
+likeliest token and puts it back into the lane. So in a steady step of greedy sequences the host sends nothing and
+reads one small tensor: which tokens, and whether the logits were finite.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrie.api.models.model_identity import Digests, ModelIdentity
+from kvtrie.api.models.model_runner import ModelRunner
+from kvtrie.chunk_kernels import ChunkPool, DecodeLanes, LaneSequence
+from kvtrie.chunk_kernels.tilings import cost_model_for, tilings_of
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+
+WORTH_STEPS = 32
+"""Steps after which a graph of its own pays for what a wider one serves: capturing takes as long as tens."""
+
+_log = logging.getLogger(__name__)
+
+
+class CudaCapture:
+    """Captures device work as a CUDA graph; all graphs share one memory pool, as only one runs at a time."""
+
+    def __init__(self) -> None:
+        self._memory = torch.cuda.graph_pool_handle()
+        # Kept: cuBLAS keeps a workspace for every stream it has seen. Two, for that of captured work must come from
+        # the graphs' memory, and the other one not.
+        self._aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._captured_on: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, work: Callable[[], None]) -> Replay:
+        """Runs `work` for its kernels to be compiled, then captures it.
+
+        Raises:
+            RuntimeError: something in it cannot be captured.
+        """
+        here = torch.cuda.current_stream()
+        self._aside.wait_stream(here)
+        try:
+            with torch.cuda.stream(self._aside):
+                work()
+                # Found before it is captured: torch's allocator does not recover from a capture that fails.
+                with _waiting_refused():
+                    work()
+        finally:
+            here.wait_stream(self._aside)
+        graph = torch.cuda.CUDAGraph()
+        captured = torch.cuda.graph(
+            graph, pool=self._memory, stream=self._captured_on, capture_error_mode="thread_local"
+        )
+        # The outer one comes back to this stream where the inner one fails, and does not.
+        with torch.cuda.stream(here), captured:
+            work()
+        replay: Replay = graph.replay
+        return replay
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Makes whatever waits for the device raise RuntimeError, in all threads."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # Torch says once that the mode is a prototype.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+class DecodeOutput:
+    """What a step computed; reading it waits for the device."""
+
+    def __init__(self, picks: Tensor, logits: Tensor, count: int) -> None:
+        self._picks = picks
+        self.logits = logits[:count]
+        """fp32 `[sequences, vocabulary]`; overwritten by the next step."""
+        self._count = count
+
+    def read(self) -> tuple[list[int], list[bool]]:
+        """Each sequence's likeliest token, and whether its logits are finite."""
+        tokens, finite = self._picks[:, : self._count].tolist()
+        return tokens, [bool(flag) for flag in finite]
+
+
+class _Bucket:
+    """One number of lanes, and the graphs that run them: with shared work, and without any."""
+
+    def __init__(self, lanes: DecodeLanes) -> None:
+        self.lanes = lanes
+        self.replays: dict[bool, Replay] = {}
+        self.logits: dict[bool, Tensor] = {}
+        self.picks = torch.zeros(2, lanes.lanes, dtype=torch.int64, device=lanes.pool.device)
+
+
+class DecodeGraphs:
+    """Runs decode steps of one model over one pool by replaying captured ones.
+
+    Args:
+        runner: of the model.
+        identity: of the model; graphs of another one are dropped.
+        pool: where KV is.
+        most: most sequences of a step.
+        capture: how work becomes a replay; tests pass one that just runs it.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        identity: ModelIdentity,
+        pool: ChunkPool,
+        most: int,
+        capture: Capture | None = None,
+    ) -> None:
+        self._runner = runner
+        self._identity = identity
+        self._pool = pool
+        self._most = most
+        self._capture = capture
+        self._buckets: dict[int, _Bucket] = {}
+        self._latest: _Bucket | None = None
+        self._wanted: Counter[tuple[int, bool]] = Counter()
+        """Steps for which a graph of so many lanes, with shared work or without, was not there."""
+        self._kept: list[Tensor] = []
+        """What captured graphs read: alive as long as they are, whatever the caller does to the model."""
+        self._made_for: Digests | None = None
+        self.refused: str | None = None
+        """Why steps are not captured any more; None while they are."""
+
+    def interrupted(self) -> None:
+        """Some other step has run: lanes no longer stand where their sequences do."""
+        self._latest = None
+
+    def fits(self, model: Digests) -> bool:
+        """Whether graphs were captured from the model as it is now; where not, they are dropped."""
+        if self._made_for != model:
+            self._drop()
+        return self._made_for == model
+
+    def _drop(self) -> None:
+        self._buckets.clear()
+        self._wanted.clear()
+        self._latest = self._made_for = None
+        self._kept = []
+        if isinstance(self._capture, CudaCapture):
+            # Its memory pool takes no more graphs once all of them are gone.
+            self._capture = None
+
+    def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
+        """Runs one step; None (nothing done) where these sequences need an ordinary one."""
+        if self.refused is not None or len(sequences) > self._most or self._runner.facts.model.training:
+            return None
+        bucket = self._bucket(len(sequences))
+        lanes = bucket.lanes
+        if bucket is not self._latest:
+            lanes.forget()
+            self._latest = bucket
+        if not lanes.update(sequences):
+            self._latest = None
+            return None
+        shares = lanes.has_partials
+        if shares not in bucket.replays and True in bucket.replays and self._may_wait(lanes.lanes, False):
+            # With both launches any plan is served.
+            shares = True
+        if shares not in bucket.replays:
+            if self._made_for is not None and not self.fits(self._identity.digests()):
+                # Beside a new graph, those of another model would pass for this one's.
+                return None
+            lanes.clear()
+            if not self._captured(bucket, shares):
+                return None
+            lanes.update(sequences)
+        bucket.replays[shares]()
+        return DecodeOutput(bucket.picks, bucket.logits[shares], len(sequences))
+
+    def chosen(self, tokens: list[int]) -> None:
+        """What the device picked in the step just read, and has put into its lanes."""
+        if self._latest is not None:
+            self._latest.lanes.advanced(tokens)
+
+    def _bucket(self, count: int) -> _Bucket:
+        size = 1 << (count - 1).bit_length()
+        captured = [size for size, bucket in self._buckets.items() if bucket.replays]
+        wider = [lanes for lanes in captured if lanes > size]
+        if size not in captured and wider and self._may_wait(size, True):
+            size = min(wider)
+        if size not in self._buckets:
+            facts = self._runner.facts
+            group = facts.config.num_attention_heads // facts.kv_heads
+            tilings = tilings_of(self._pool, size, 1, group)
+            # A caller's inference mode ends before the lanes do; what is made in it cannot be written after it.
+            with torch.inference_mode(False):
+                lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
+                self._buckets[size] = _Bucket(lanes)
+        return self._buckets[size]
+
+    def _may_wait(self, lanes: int, shares: bool) -> bool:
+        """Whether a graph that is not captured yet has been wanted so little that another is to stand in."""
+        self._wanted[lanes, shares] += 1
+        return self._wanted[lanes, shares] < WORTH_STEPS
+
+    def _captured(self, bucket: _Bucket, shares: bool) -> bool:
+        lanes = bucket.lanes
+        launch = lanes.launch if shares else lanes.launch_unshared
+
+        def work() -> None:
+            lanes.begin()
+            logits = self._runner.forward_lanes(lanes, launch)
+            bucket.logits[shares] = logits
+            bucket.picks[0].copy_(logits.argmax(-1))
+            bucket.picks[1].copy_(torch.isfinite(logits).all(-1))
+            lanes.advance(bucket.picks[0])
+
+        try:
+            # A graph is captured on the current device, which need not be the pool's.
+            with torch.inference_mode(), torch.cuda.device_of(self._pool.k):  # type: ignore[no-untyped-call]
+                if self._capture is None:
+                    self._capture = CudaCapture()
+                bucket.replays[shares] = self._capture(work)
+        except RuntimeError as error:
+            # A model that synchronises, or branches on values, in its forward: slower without graphs, not wrong.
+            self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._drop()
+            _log.warning("decode steps run without CUDA graphs: %s", self.refused)
+            return False
+        self._made_for = self._identity.digests()
+        model = self._runner.facts.model
+        self._kept = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        return True

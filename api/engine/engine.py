@@ -1,0 +1,516 @@
+"""The engine: continuous batching over shared KV.
+
+One `step` is one forward pass over whatever needs computing: a row per decoding sequence, and as many prompt
+tokens as the step's budget allows. Sequences join and leave at any step. The way of a request:
+
+    submit -> waiting --admit: match, load, lease, claim--> running --commit, sample--> done
+                 ^  \\_ waits while another request computes the same chunks (holds no slots)
+                 └── preempted: memory is short, the youngest gives up its slots and starts over
+
+Whatever a request raises, from its admission to its last token, ends that request: its completion has the error,
+its slots, lease and claim are given back, and the others go on. So `step`, `run` and `wait` do not raise it. They
+raise what is no request's: an interrupt of the caller's thread, or a broken invariant. No request ends with that.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvtrie.api.engine.handed_over import HandedOver
+from kvtrie.api.engine.held_interrupts import HeldInterrupts
+from kvtrie.api.engine.kv_memory import KvMemory
+from kvtrie.api.engine.load_missing import load_missing
+from kvtrie.api.engine.request import Completion, Job, Request
+from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sequence_kv import SequenceKV, open_sequence
+from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
+from kvtrie.api.models.model_facts import ModelFacts
+from kvtrie.api.models.model_identity import ModelIdentity
+from kvtrie.api.models.model_runner import ModelRunner
+from kvtrie.api.traffic.traffic_watch import TrafficWatch
+from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhausted
+from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
+
+_LOOK_SECONDS = 0.02
+"""How often a step looks whether memory that others hold has become free, when nothing else can be done."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one step.
+
+    Raises:
+        InputError: a limit below one.
+    """
+
+    step_tokens: int = 2048
+    """Most tokens computed in one step; longer prompts are prefilled in pieces."""
+    max_running: int = 256
+    """Most sequences in one step."""
+    decode_graphs: bool = True
+    """On CUDA devices, steps in which every sequence decodes replay captured graphs."""
+
+    def __post_init__(self) -> None:
+        if self.step_tokens < 1 or self.max_running < 1:
+            raise InputError(f"engine limits must be at least 1, got {self}")
+
+
+class Engine:
+    """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock."""
+
+    def __init__(
+        self,
+        memory: KvMemory,
+        facts: ModelFacts,
+        identity: ModelIdentity,
+        config: EngineConfig | None = None,
+        watch: TrafficWatch | None = None,
+    ) -> None:
+        self.memory = memory
+        self.config = config or EngineConfig()
+        self.lock = threading.RLock()
+        """Held whenever tree or pool change, and during every forward pass of the model."""
+        self.watch = watch or TrafficWatch(memory.shape.chunk_tokens, "engine")
+        """Told of every request that is through."""
+        self._steps = StepRunner(
+            memory,
+            ModelRunner(facts, memory.pool, self.lock),
+            identity,
+            graphs_for=self.config.max_running if self.config.decode_graphs else 0,
+        )
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        """Oldest first: the last one is preempted first."""
+        self._is_stepping = False
+        self._short = False
+        """Memory ran out; nobody is admitted until someone leaves."""
+        self._starved: Job | None = None
+        """Found no room even alone: nobody is admitted until what others hold has become less."""
+        self._held_then = (0, 0)
+        """`_held` when that job found no room."""
+        self._holders = HandedOver(self._give_way)
+        self._orphans: list[SequenceKV] = []
+        """To be closed at the next step."""
+        self._waits: dict[int, list[list[Completion] | None]] = {}
+        """By thread, what its calls of `wait` and `run` under way wait for; None for everything."""
+        self._ownership = threading.Condition(self.lock)
+
+    def submit(self, request: Request) -> Completion:
+        """Queues a request; `step` moves it on.
+
+        Raises:
+            InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or a
+                root of another tree.
+            PoolExhausted: prompt and completion together can never fit the pool.
+        """
+        if len(request.tokens) or not request.prefill_only:
+            self.check(request.tokens, request.max_new_tokens)
+        completion = Completion(request, time.perf_counter())
+        job = Job(completion)
+        with self.lock, HeldInterrupts():
+            for root in (request.root, *request.readable):
+                if self.memory.tree.root(root.namespace) is not root:
+                    raise InputError(f"the root of scope {root.scope} belongs to another wrapper's tree")
+            self._waiting.append(job)
+            self.memory.counters["requests"] += 1
+            self.memory.counters["prompt_tokens"] += len(request.tokens)
+        return completion
+
+    def check(self, tokens: TokenArray, max_new_tokens: int) -> None:
+        """Whether a prompt and its completion can be run at all.
+
+        Raises:
+            InputError: an empty prompt, a token outside the vocabulary, or more positions than the model has.
+            PoolExhausted: together they can never fit the pool.
+        """
+        self._steps.runner.check_tokens(tokens, max_new_tokens)
+        shape, slots = self.memory.shape, self.memory.pool.slots
+        needed = -(-(len(tokens) + max_new_tokens) // shape.chunk_tokens)
+        if needed > slots:
+            raise PoolExhausted(
+                f"{len(tokens)} prompt + {max_new_tokens} new tokens need {needed} chunks, the pool has {slots}; "
+                f"raise memory= to at least {needed * shape.chunk_bytes} bytes"
+            )
+
+    def discard(self, completions: list[Completion]) -> None:
+        """Cancels those still under way and gives back the KV of those that were prefilled."""
+        for completion in completions:
+            if not completion.done:
+                completion.cancel()
+        # So only where a garbage collection has come to a stream: the tree may be in the middle of a change, and
+        # the next step drops it.
+        is_inside = self._is_locked_here()
+        with self.lock, HeldInterrupts():
+            for completion in completions:
+                if completion.kv is not None:
+                    self._orphans.append(completion.kv)
+                    completion.kv = None
+            if not is_inside:
+                self._drop_cancelled()
+
+    def cancel_all(self) -> None:
+        """Cancels every request that is still under way."""
+        with self.lock, HeldInterrupts():
+            for job in (*self._running, *self._waiting):
+                job.completion.cancel()
+            if not self._is_stepping:
+                self._drop_cancelled()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting or running."""
+        return not self._waiting and not self._running
+
+    def run(self) -> None:
+        """Steps until idle. Requests that fail carry their errors."""
+        with self._waiting_for(None):
+            while not self.idle:
+                self.step()
+
+    def wait(self, completions: list[Completion]) -> None:
+        """Steps until all of these are done; others move on with them. Those that fail carry their errors.
+
+        Raises:
+            InputError: one of them is not a request of this engine: it would never be done.
+        """
+        with self._waiting_for(completions):
+            while not self._all_done(completions):
+                self.step()
+
+    def step(self) -> None:
+        """One forward pass. A request that fails carries its error in its completion; others go on.
+
+        Where every request has to wait for memory that others hold, e.g. rows of `generate` in another thread, this
+        returns after a short sleep. A request for which no such thread can ever free any fails.
+
+        A signal handler that raises, as on Ctrl-C, does so in the forward pass or at the end of the step. Requests
+        then are as they were before the pass, and the next step goes on with them.
+
+        Raises:
+            InputError: called from inside a step, e.g. by a hook of the model.
+        """
+        is_inside = self._is_locked_here()
+        with self.lock, HeldInterrupts() as interrupts:
+            if self._is_stepping:
+                raise InputError("step() was called from inside a step; submit() there, and step afterwards")
+            self._is_stepping = True
+            try:
+                self._drop_cancelled()
+                is_starving = self._is_starving(is_inside)
+                if not is_starving:
+                    self._admit()
+                batch = self._gather()
+                if batch:
+                    self._compute(batch, interrupts)
+                self.memory.check_if_asked()
+            finally:
+                self._is_stepping = False
+        if is_starving:
+            time.sleep(_LOOK_SECONDS)
+
+    def _is_locked_here(self) -> bool:
+        """Whether this thread holds the lock already."""
+        try:
+            self._ownership.notify_all()
+        except RuntimeError:
+            # What a condition says to whoever does not hold its lock.
+            return False
+        return True
+
+    @contextmanager
+    def _waiting_for(self, completions: list[Completion] | None) -> Iterator[None]:
+        thread = threading.get_ident()
+        waits = self._waits.setdefault(thread, [])
+        depth = len(waits)
+        try:
+            waits.append(completions)
+            yield
+        finally:
+            # Not `pop`: an interrupt may have come before the entry.
+            del waits[depth:]
+            if not waits:
+                self._waits.pop(thread, None)
+
+    def _all_done(self, completions: list[Completion]) -> bool:
+        if all(completion.done for completion in completions):
+            return True
+        if self.idle:
+            with self.lock:
+                # Both once more, now that no step is under way.
+                if self.idle and not all(completion.done for completion in completions):
+                    raise InputError("wait() was given a request of another engine; wait for it there")
+        return False
+
+    # ---- who takes part
+
+    def _drop_cancelled(self) -> None:
+        self._holders.close_lost()
+        while self._orphans:
+            self._orphans.pop().close()
+        for job in [job for job in (*self._running, *self._waiting) if job.completion.cancelled]:
+            self._finish(job, "cancelled")
+
+    def _admit(self) -> None:
+        for job in list(self._waiting):
+            if len(self._running) >= self.config.max_running or (self._short and self._running):
+                return
+            if job.awaits is not None and job.awaits.claim is not None:
+                continue
+            try:
+                self._open(job)
+            except Exception as error:
+                self._finish(job, "error", error)
+
+    def _open(self, job: Job) -> None:
+        """Admits one job, unless another one is computing chunks that it needs, too."""
+        request = job.completion.request
+        tokens = _int32le(job.tokens)
+        # A hit leaves one token to compute, so that there are logits; a bare prefill needs none.
+        limit = len(tokens) if request.prefill_only else len(tokens) - TOKEN_BYTES
+        match = load_missing(self.memory, request.root, request.readable, tokens[:limit])
+        job.awaits = match.awaits
+        if match.awaits is not None:
+            return
+        job.kv = open_sequence(self.memory, match, tokens)
+        self._waiting.remove(job)
+        self._running.append(job)
+        if not job.completion.preemptions:
+            job.completion.cached_tokens = job.kv.cached_tokens
+            self.memory.counters["cached_tokens"] += job.kv.cached_tokens
+        if job.to_compute == 0:
+            self._finish(job, "prefilled")
+
+    def _gather(self) -> list[tuple[Job, int]]:
+        """Jobs and how many rows each gets, with room reserved; the youngest make way when memory is short."""
+        batch: list[tuple[Job, int]] = []
+        try:
+            self._steps.reserve_ahead(self._running)
+        except Exception:
+            # A convenience; the job at fault fails when it reserves for this step.
+            _LOG.exception("no slots reserved ahead")
+        # Decoding sequences come first: a long prompt must not hold up the others' next tokens.
+        decoding = sum(job.to_compute == 1 for job in self._running)
+        budget = max(1, self.config.step_tokens - decoding)
+        for job in list(self._running):
+            if job.kv is None:
+                continue
+            rows = min(job.to_compute, budget) if job.to_compute > 1 else 1
+            if rows == 0:
+                continue
+            try:
+                while job.kv is not None and not job.kv.reserve(rows):
+                    self._make_way(job)
+            except Exception as error:
+                self._finish(job, "error", error)
+            if job.kv is not None:
+                batch.append((job, rows))
+                budget -= rows if job.to_compute > 1 else 0
+        return batch
+
+    # ---- memory is short
+
+    def _make_way(self, job: Job) -> None:
+        if len(self._running) > 1:
+            self._preempt(self._running[-1])
+            return
+        at_fault = self._whom_nobody_helps(job)
+        if at_fault is job:
+            self._finish(job, "error", self._exhausted(job))
+            return
+        # It keeps no slots meanwhile: whoever holds the rest may need them to get on.
+        self._preempt(job)
+        self._starved, self._held_then = job, self._held()
+
+    def _is_starving(self, is_inside: bool) -> bool:
+        """Whether all have to wait for memory that others hold. Ends a job that would wait for ever.
+
+        Args:
+            is_inside: this thread holds the lock beyond this step, so that nobody else gets on meanwhile.
+        """
+        job = self._starved
+        if job is None:
+            return False
+        if not any(now < then for now, then in zip(self._held(), self._held_then)):
+            at_fault = job if is_inside else self._whom_nobody_helps(job)
+            if at_fault is None:
+                return True
+            self._finish(at_fault, "error", self._exhausted(at_fault))
+        self._starved = None
+        return False
+
+    def _held(self) -> tuple[int, int]:
+        """Holds on paths, and slots that are not free: with less of either, a job may find room that found none."""
+        tree, pool = self.memory.tree, self.memory.pool
+        tree.expire_pins()
+        return len(tree.leases) + len(tree.pins), pool.slots - pool.free_slots.free
+
+    def _whom_nobody_helps(self, job: Job) -> Job | None:
+        """The job to end because no thread that holds memory can get on; None where one can.
+
+        A thread cannot that waits for a job of this engine. Where there is such a job by a thread that itself holds
+        memory, that one is at fault, and `job`, which found no room, may find some afterwards.
+        """
+        holders = self._holders.threads()
+        if any(not self._is_stuck(thread) for thread in holders):
+            return None
+        return next((other for other in (job, *self._waiting) if other.completion.thread in holders), job)
+
+    def _is_stuck(self, thread: int) -> bool:
+        """Whether a thread waits for jobs that are not done."""
+        for completions in self._waits.get(thread, ()):
+            if completions is None or not all(completion.done for completion in completions):
+                return True
+        # By steps of its own: `stream` does, and knows nothing to do between them.
+        return thread == threading.get_ident() and any(
+            job.completion.thread == thread for job in (*self._running, *self._waiting)
+        )
+
+    def _exhausted(self, job: Job) -> PoolExhausted:
+        held = self.memory.tree.tiers[0].used_bytes
+        if job.completion.thread in self._holders.threads():
+            return PoolExhausted(
+                f"no slot can be freed for a sequence of {len(job.tokens)} tokens: the thread that asks holds the "
+                "memory itself, in generate() or by a batch of prompts, and waits for this; ask outside of it, or "
+                "raise memory="
+            )
+        return PoolExhausted(
+            f"no slot can be freed for a sequence of {len(job.tokens)} tokens: pins and sequences of "
+            f"generate() hold the pool ({held} bytes in the tree); unpin, or raise memory="
+        )
+
+    def _preempt(self, job: Job) -> None:
+        kv, job.kv = job.kv, None
+        assert kv is not None
+        job.completion.preemptions += 1
+        self.memory.counters["preemptions"] += 1
+        self._running.remove(job)
+        self._waiting.appendleft(job)
+        self._short = True
+        kv.close()
+
+    def _give_way(self) -> bool:
+        """Preempts the youngest job for a sequence handed over, which cannot wait. False where none is left."""
+        if self._is_stepping or not self._running:
+            return False
+        self._preempt(self._running[-1])
+        return True
+
+    # ---- what is computed
+
+    def _compute(self, batch: list[tuple[Job, int]], interrupts: HeldInterrupts) -> None:
+        try:
+            with interrupts.lifted():
+                outcome = self._steps.run(batch)
+        except Exception as error:
+            if interrupts.raised is not None:
+                # A signal handler's error, not the model's: these requests go on with the next step.
+                raise
+            for job, _ in batch:
+                self._finish(job, "error", error, poisoned=True)
+            return
+        for row, (job, rows) in enumerate(batch):
+            try:
+                self._take_in(job, rows, outcome, row)
+            except Exception as error:
+                self._finish(job, "error", error)
+            except BaseException:
+                # A lower tier's, for nothing else runs here that may raise one. Its token is lost.
+                if job.kv is not None:
+                    self._preempt(job)
+                raise
+
+    def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
+        """What a forward pass computed for one job."""
+        if not outcome.model.describe(job.completion.request.root.namespace):
+            error: Exception = InputError(
+                "the model's weights or adapters changed while this request was under way; nothing of "
+                "this step was cached. Let requests finish first, or cancel them"
+            )
+        elif not outcome.finite[row]:
+            error = ModelOutputError(
+                f"the model's logits after token {job.tokens[-1]} are not finite; nothing of this step "
+                "was cached. Check the weights and the dtype"
+            )
+        else:
+            self._advance(job, rows, outcome.likeliest[row], outcome.logits[row])
+            return
+        self._finish(job, "error", error, poisoned=True)
+
+    def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
+        """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
+        assert job.kv is not None
+        start = job.kv.context_tokens
+        job.kv.commit(job.tokens[start : start + rows])
+        if job.to_compute:
+            return
+        completion, request = job.completion, job.completion.request
+        if request.prefill_only:
+            self._finish(job, "prefilled")
+            return
+        if job.sampler is None:
+            job.sampler = Sampler(request.sampling, logits.device)
+        token = likeliest if job.sampler.greedy else job.sampler.next_token(logits, job.tokens)
+        job.tokens.append(token)
+        completion.tokens.append(token)
+        if completion.first_token_at is None:
+            completion.first_token_at = time.perf_counter()
+        if token in request.eos:
+            self._finish(job, "stop")
+        elif len(completion.tokens) >= request.max_new_tokens:
+            self._finish(job, "length")
+
+    def _finish(
+        self, job: Job, reason: str, error: Exception | None = None, *, poisoned: bool = False
+    ) -> None:
+        """Ends a job and gives back what it holds, or hands it over."""
+        completion = job.completion
+        kv, job.kv = job.kv, None
+        if kv is None:
+            self._waiting.remove(job)
+        else:
+            self._running.remove(job)
+            self._short = False
+        if job is self._starved:
+            self._starved = None
+        path = [] if kv is None else kv.path
+        try:
+            if kv is not None and reason == "prefilled":
+                kv.hand_over(self._holders, completion.thread)
+                completion.kv = kv
+            elif kv is not None:
+                kv.close(poisoned=poisoned)
+        except Exception as failure:
+            _LOG.exception("a request's memory was not given back in order")
+            error = error or failure
+            reason = "error"
+        completion.error = error
+        completion.finished_at = time.perf_counter()
+        # Last: whoever waits for it in another thread may look at it from now on.
+        completion.finish_reason = reason
+        if kv is not None:
+            try:
+                request = completion.request
+                self.watch.completed(
+                    request.root.scope,
+                    len(request.tokens),
+                    len(completion.tokens),
+                    completion.submitted_at,
+                    path,
+                )
+            except Exception:
+                _LOG.exception("a request was not told to the traffic watch")
+
+
+def _int32le(tokens: list[int]) -> bytes:
+    return np.asarray(tokens, np.int32).tobytes()

@@ -1,0 +1,53 @@
+"""KV that has left the engine, and who holds it: rows of `generate` calls, and prompts computed ahead.
+
+The engine's own sequences make way for each other. These do not: they are given back when their holder is through.
+So a request that finds no room waits for them, unless no thread that holds any can get on.
+
+A holder that is interrupted may lose a sequence: between the call that returns it and the variable that is to have
+it, or where it waits for the lock to close it. The memory of one that no longer exists is given back all the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import ref
+
+if TYPE_CHECKING:
+    from kvtrie.api.engine.sequence_kv import Holding, SequenceKV
+
+
+class HandedOver:
+    """Sequences that are held outside the engine. Its users hold the engine's lock.
+
+    Args:
+        make_way: frees slots for one of these sequences; False where nothing is left to free.
+    """
+
+    def __init__(self, make_way: Callable[[], bool]) -> None:
+        self.make_way = make_way
+        self._holdings: dict[ref[SequenceKV], tuple[Holding, int]] = {}
+        """What each sequence holds, and the thread that holds the sequence."""
+        self._lost: list[ref[SequenceKV]] = []
+        """Sequences that no longer exist, and were not closed."""
+
+    def add(self, sequence: SequenceKV, holding: Holding, thread: int) -> None:
+        """Notes that `thread` holds a sequence, until `remove`."""
+        # Told by a method in C: one in Python could itself be interrupted, and then nobody would know.
+        self._holdings[ref(sequence, self._lost.append)] = holding, thread
+
+    def remove(self, sequence: SequenceKV) -> None:
+        """Takes back what `add` noted."""
+        del self._holdings[ref(sequence)]
+
+    def close_lost(self) -> None:
+        """Gives back what lost sequences held."""
+        while self._lost:
+            holding, _ = self._holdings.pop(self._lost.pop())
+            holding.close()
+
+    def threads(self) -> set[int]:
+        """Threads that hold a sequence and are alive."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        return {thread for _, thread in self._holdings.values() if thread in alive}

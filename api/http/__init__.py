@@ -1,0 +1,1 @@
+"""What any server here needs: addresses, listeners, limits of connections and bytes, tenants, record frames."""

@@ -1,0 +1,1 @@
+"""`PrefixCachedModel`, and Hugging Face's own `generate` loop over the engine's memory."""

@@ -1,0 +1,422 @@
+"""`PrefixCachedModel`: a Hugging Face model that computes every shared prefix once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.engine.engine import Engine, EngineConfig
+from kvtrie.api.engine.kv_memory import KvMemory
+from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
+from kvtrie.api.engine.request import Completion, Request
+from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.engine.scopes import Scopes
+from kvtrie.api.engine.text_stream import TextStream
+from kvtrie.api.eviction import Eviction
+from kvtrie.api.huggingface.generate_arguments import eos_tokens
+from kvtrie.api.huggingface.generate_check import check_generate
+from kvtrie.api.huggingface.generate_loop import HuggingFaceLoop
+from kvtrie.api.huggingface.model_attributes import ModelAttributes
+from kvtrie.api.models.compiled_model import refuse_compiled
+from kvtrie.api.models.model_facts import model_facts
+from kvtrie.api.models.model_identity import ModelIdentity
+from kvtrie.api.tiers.lower_tier import LowerTier
+from kvtrie.api.tiers.open_tier import open_lower
+from kvtrie.api.traffic.what_if import as_counters
+from kvtrie.prefix_tree import Pin, Root, Snapshot, copy_tree
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.keys import TokenArray
+from kvtrie.store import store_key_from_environment
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What `warm` did."""
+
+    tokens: int
+    """Tokens of the prompt."""
+    cached_tokens: int
+    """Of these, already there before."""
+    stored_tokens: int
+    """In whole chunks, there now for others to reuse."""
+    pin: Pin | None
+    """To give to `unpin`; None where none was asked for."""
+
+
+class PrefixCachedModel(ModelAttributes):
+    """Wraps a causal LM so that prompts reuse the KV of what was computed before.
+
+    Args:
+        model: a transformers model in eval mode, or a PEFT model around one.
+        tokenizer: lets prompts be text; anything with `encode` and `decode`. Messages need its
+            `apply_chat_template`, and `generate(stop_strings=...)` needs a transformers tokenizer.
+        memory: size of the KV pool, e.g. `"2GiB"`, on the model's device.
+        chunk_tokens: tokens per chunk; smaller shares more, larger costs less to manage.
+        kv_format: `"raw"` keeps keys and values as the model computes them: outputs are the model's own. `"int8"`
+            and `"fp8"` are lossy, for about half the memory of a 16-bit model's KV: an element comes back within
+            0.4% of the largest of its key or value (int8), or within about 6% of itself (fp8). What is cached and
+            what is computed anew agree up to rounding, since both read stored bytes. Raw, int8 and fp8 KV are never
+            shared. fp8 needs a GPU that has float8_e4m3fn, or the CPU.
+        store: lower tier: `redis://...`, `http://...` or `unix:///...` (a sidecar), `memory://`, or a `LowerTier`.
+        tenant: tenant of calls that name none.
+        shared: shared scopes and the tenants that may read each, e.g. `{"tools": ["acme", "globex"]}`.
+        salt: secret that makes chunk keys unguessable; equal in all processes that share a store.
+        api_key: for a sidecar with tenants; default KVTRIE_API_KEY.
+        pin_budget: most bytes each scope may pin, e.g. `"512MiB"`; None for no limit.
+        eviction: policy, and minimum shares and quotas of scopes; plain LRU when left out.
+        engine: limits of the serving loop.
+
+    Raises:
+        UnsupportedModel: names what cannot be served exactly.
+        InputError: an argument out of range, a KV format the device lacks, a store URL that does not parse, or an
+            unknown API key.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any = None,
+        *,
+        memory: str | int = "2GiB",
+        chunk_tokens: int = 64,
+        kv_format: str = "raw",
+        store: str | LowerTier | None = None,
+        tenant: str | None = None,
+        shared: Mapping[str, Collection[str]] | None = None,
+        salt: str = "",
+        api_key: str | None = None,
+        pin_budget: str | int | None = None,
+        eviction: Eviction | None = None,
+        engine: EngineConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._facts = model_facts(model)
+        self._tenant = tenant
+        self._scopes = Scopes(shared, salt)
+        self._scopes.of_tenant(tenant)
+        if not isinstance(chunk_tokens, int) or isinstance(chunk_tokens, bool):
+            raise InputError(f"chunk_tokens must be a whole number of tokens, got {chunk_tokens!r}")
+        shape = replace(self._facts.chunk_shape(chunk_tokens), kv_format=kv_format)
+        memory_bytes = parse_bytes(memory)
+        pin_bytes = None if pin_budget is None else parse_bytes(pin_budget)
+        store_key = store_key_from_environment()
+        self._identity = ModelIdentity(self._facts, chunk_tokens, kv_format)
+        self._identity.namespace(self._scopes.of_tenant(tenant))
+        check_generate(model, self._facts, self._identity, shape)
+        self._lower = open_lower(store, api_key, shared or {}) if isinstance(store, str) else store
+        try:
+            self._memory = KvMemory(
+                shape,
+                memory_bytes,
+                self._facts.device,
+                self._lower,
+                store_key,
+                pin_bytes,
+                eviction,
+            )
+            self.engine = Engine(self._memory, self._facts, self._identity, engine)
+            self._loop = HuggingFaceLoop(self._facts, self._memory, self._identity, self.engine)
+        except BaseException:
+            if self._lower is not None:
+                self._lower.close()
+            raise
+        self._closed = False
+
+    # ---- generating
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        tenant: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """What `model.generate` returns, with cached prefixes not computed again.
+
+        Takes what `model.generate` takes: `inputs` or `input_ids` `[batch, tokens]` padded on the left, or none to
+        begin with the BOS token; `attention_mask` of 0 and 1; a generation config or its fields, processors,
+        streamers, an assistant model, tokenizers. `stop_strings` are found with the wrapper's tokenizer where none
+        is passed.
+
+        Args:
+            tenant: whose cache to use; default the wrapper's.
+
+        Raises:
+            UnsupportedModel: names a generation mode that is not served.
+            InputError: an empty prompt, a mask of other values, a token outside the vocabulary, too many positions,
+                a wrong device, stop strings without a tokenizer.
+            PoolExhausted: the batch does not fit the pool.
+            ModelOutputError: the model produced NaN or infinity.
+        """
+        self._check_open()
+        if inputs is None:
+            inputs = arguments.pop("input_ids", None)
+        elif arguments.get("input_ids") is not None:
+            raise InputError("generate() got both inputs and input_ids; pass one")
+        root, readable = self._roots(tenant)
+        return self._loop.generate(inputs, generation_config, arguments, root, readable, self.tokenizer)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        tenant: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        eos: Collection[int] | None = None,
+    ) -> Completion:
+        """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
+
+        Args:
+            prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or
+                what a tokenizer returned for one prompt, whose left padding is dropped. Messages, a list of
+                `{"role": ..., "content": ...}`, are rendered by the tokenizer's chat template, with the beginning
+                of the model's reply. Text gets the tokenizer's special tokens, unless it begins with its BOS token:
+                such a text was rendered by a chat template, which wrote all special tokens itself.
+            tenant: whose cache to use; default the wrapper's.
+            max_new_tokens: most tokens to produce.
+            sampling: how tokens are chosen; default greedy.
+            eos: tokens that end the completion; default the model's.
+
+        Raises:
+            InputError: see `generate`.
+            PoolExhausted: the prompt can never fit the pool.
+        """
+        self._check_open()
+        root, readable = self._roots(tenant)
+        base: Any = self._facts.model
+        return self.engine.submit(
+            Request(
+                self._tokens(prompt),
+                root,
+                readable,
+                max_new_tokens,
+                eos_tokens(base.generation_config) if eos is None else frozenset(eos),
+                sampling or Sampling(),
+            )
+        )
+
+    def stream(self, prompt: Prompt, **arguments: Any) -> Iterator[str | int]:
+        """Yields a completion as it is computed: pieces of text for a prompt of text or messages, else token ids.
+
+        Takes what `submit` takes. Leaving the loop early cancels the request. Pieces of text, joined, continue the
+        prompt's text: with the space before the first word, whole characters, and without special tokens and the
+        token that ended the completion.
+
+        Raises:
+            KvtrieError: what `submit` raises, or what ended the request.
+        """
+        completion = self.submit(prompt, **arguments)
+        request = completion.request
+        as_text = isinstance(prompt, str) or is_messages(prompt)
+        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.eos)
+        # Begun here: a generator that nobody has begun ends without its `finally`.
+        next(pieces)
+        return pieces
+
+    def _pieces(
+        self, completion: Completion, as_text: bool, prompt: Sequence[int] = (), eos: Collection[int] = ()
+    ) -> Iterator[str | int]:
+        """An empty piece at once, then those of `stream`: the text behind `prompt`, without `eos` tokens."""
+        seen = 0
+        try:
+            text = TextStream(self.tokenizer, prompt) if as_text else None
+            yield ""
+            while True:
+                while not completion.done and len(completion.tokens) == seen:
+                    self.engine.step()
+                fresh = completion.tokens[seen:]
+                seen += len(fresh)
+                if text is None:
+                    yield from fresh
+                elif piece := "".join(text.add(token) for token in fresh if token not in eos):
+                    yield piece
+                if completion.done and seen == len(completion.tokens):
+                    break
+            if completion.error is not None:
+                raise completion.error
+            if text is not None and (rest := text.finish()):
+                yield rest
+        finally:
+            self.engine.discard([completion])
+
+    # ---- the cache itself
+
+    def warm(
+        self,
+        prompt: Prompt,
+        *,
+        tenant: str | None = None,
+        scope: str | None = None,
+        pin: bool | float = False,
+        name: str = "",
+    ) -> Warmed:
+        """Computes a prompt's KV ahead of its first request.
+
+        Args:
+            prompt: as for `submit`; whole chunks of it are stored. Messages are rendered without the beginning of
+                a reply, since another message may follow them.
+            tenant: whose cache to warm; default the wrapper's.
+            scope: a shared scope to warm instead of a tenant's.
+            pin: True keeps it until `unpin`, a number for that many seconds.
+            name: shown in dumps beside the pin.
+
+        Raises:
+            InputError: see `generate`; also a pin on less than a chunk or for no time; both tenant and scope given.
+            AccessDenied: no such shared scope.
+            PinBudgetExceeded: the scope's pins would exceed `pin_budget`.
+        """
+        self._check_open()
+        tokens = self._tokens(prompt, opens_reply=False)
+        self.engine.check(tokens, 0)
+        if scope is None:
+            root, readable = self._roots(tenant)
+        elif tenant is not None:
+            raise InputError(f"warm() got tenant={tenant!r} and scope={scope!r}; pass one")
+        else:
+            root, readable = self._root(self._scopes.of_shared(scope)), []
+        completion = self.engine.submit(Request(tokens, root, readable, max_new_tokens=0, prefill_only=True))
+        try:
+            self.engine.wait([completion])
+        except BaseException:
+            self.engine.discard([completion])
+            raise
+        if completion.error is not None:
+            raise completion.error
+        assert completion.kv is not None
+        with self.engine.lock:
+            try:
+                node, pinned = completion.kv.node, None
+                if pin:
+                    pinned = self._memory.tree.pin(node, name, None if pin is True else pin)
+            finally:
+                completion.kv.close()
+        return Warmed(
+            len(tokens), completion.cached_tokens, node.depth * self._memory.shape.chunk_tokens, pinned
+        )
+
+    def unpin(self, pin: Pin) -> None:
+        """Ends a pin; fine if it has expired."""
+        with self.engine.lock:
+            self._memory.tree.unpin(pin)
+
+    def refresh(self) -> None:
+        """Digests the model again: needed after changes that leave no trace.
+
+        These are writes through a tensor's `.data`, changed attributes of modules that are no floats, and changes
+        of what a hook remembers. All else is noticed: weights written in place or replaced, modules, adapters
+        (PEFT's hot swap too), scalings, epsilons, hooks, and a replaced `forward`.
+        """
+        with self.engine.lock:
+            self._identity.refresh()
+
+    def flush(self, timeout_seconds: float = 10.0) -> bool:
+        """Waits until the lower tier has written what it was offered; False when time ran out."""
+        return True if self._lower is None else self._lower.flush(timeout_seconds)
+
+    def stats(self) -> dict[str, Any]:
+        """Totals since start, and the memory as it is now."""
+        with self.engine.lock:
+            memory, tree = self._memory, self._memory.tree
+            device = tree.tiers[0]
+            return {
+                **memory.counters,
+                "evictions": sum(tree.evictions.values()),
+                "device": {
+                    "capacity_bytes": device.capacity_bytes,
+                    "used_bytes": device.used_bytes,
+                    "pending_bytes": device.pending_bytes,
+                    "free_bytes": device.free_bytes,
+                    "chunks": device.chunks,
+                    "scopes": {scope: asdict(booked) for scope, booked in device.scopes.items()},
+                },
+                **tree.figures(),
+                "lower": {} if self._lower is None else dict(self._lower.stats()),
+                "what_if": self._what_if(),
+            }
+
+    def _what_if(self) -> dict[str, dict[int, float]]:
+        """Each scope's hit ratio in blocks, had it 50%, 100%, 200% or 400% of the memory it has now."""
+        chunk_bytes, scopes = self._memory.shape.chunk_bytes, self._memory.tree.tiers[0].scopes
+        return self.engine.watch.what_if.hit_ratios(
+            {scope: booked.used_bytes // chunk_bytes for scope, booked in scopes.items()}
+        )
+
+    def take_snapshot(self) -> Snapshot:
+        """The tree as it is now, for `dump` and `explain`: at one moment, and all of it.
+
+        Requests wait while it is copied, about half a microsecond a chunk; the rest is done beside them.
+        """
+        with self.engine.lock:
+            counters = {**self._memory.counters, **as_counters(self._what_if())}
+            copied = copy_tree(self._memory.tree)
+        return copied.snapshot("engine", counters)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(self.take_snapshot().to_json(), encoding="utf-8")
+        partial.replace(target)
+
+    def check(self) -> None:
+        """Every invariant of tree and pool; AssertionError names what does not hold."""
+        with self.engine.lock:
+            self._memory.check()
+
+    # ---- life
+
+    def close(self) -> None:
+        """Cancels what is under way, and lets go of the lower tier.
+
+        What the tier was offered is written first, within a short deadline.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.engine.cancel_all()
+        finally:
+            self.engine.watch.close()
+            if self._lower is not None:
+                self._lower.close()
+
+    def __enter__(self) -> PrefixCachedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("this PrefixCachedModel is closed; wrap the model again")
+        if self._facts.model.training:
+            raise InputError("the model is in training mode; call model.eval() first")
+        refuse_compiled(self._facts.model)
+
+    def _tokens(self, prompt: Prompt, *, opens_reply: bool = True) -> TokenArray:
+        forward: Any = self._facts.model.forward
+        return PromptReader(self.tokenizer, forward).tokens(prompt, opens_reply=opens_reply)
+
+    def _root(self, scope: str) -> Root:
+        return self._memory.tree.root(self._identity.namespace(scope, self._scopes.salt_of(scope)))
+
+    def _roots(self, tenant: str | None) -> tuple[Root, list[Root]]:
+        """The root of a tenant's namespace, and those of the shared scopes it reads."""
+        who = self._tenant if tenant is None else tenant
+        with self.engine.lock:
+            own = self._root(self._scopes.of_tenant(who))
+            return own, [self._root(scope) for scope in self._scopes.readable_by(who)]

@@ -1,0 +1,139 @@
+"""Hugging Face's own `generate` loop over prompts that are in the pool already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from torch import Tensor
+
+from kvtrie.api.engine.engine import Engine
+from kvtrie.api.engine.kv_memory import KvMemory
+from kvtrie.api.engine.request import Completion, Request
+from kvtrie.api.huggingface.generate_arguments import (
+    CACHE_ARGUMENTS,
+    beginning,
+    cache_argument,
+    eos_tokens,
+    refuse_unservable,
+    settings_among,
+    whole_mask,
+)
+from kvtrie.api.huggingface.pool_cache import PoolCache
+from kvtrie.api.huggingface.tree_handle import TreeHandle
+from kvtrie.api.models.model_facts import ModelFacts
+from kvtrie.api.models.model_identity import ModelIdentity
+from kvtrie.api.models.model_view import WAY_OUT
+from kvtrie.prefix_tree import Root
+from kvtrie.prefix_tree.errors import InputError, LibraryChanged
+from kvtrie.prefix_tree.keys import as_tokens
+
+
+class HuggingFaceLoop:
+    """Prefills prompts in the engine's packed steps, then lets `model.generate` go on from there."""
+
+    def __init__(self, facts: ModelFacts, memory: KvMemory, identity: ModelIdentity, engine: Engine) -> None:
+        self._facts = facts
+        self._memory = memory
+        self._identity = identity
+        self._engine = engine
+        self._cache_argument = cache_argument(facts.model)
+
+    def generate(
+        self,
+        inputs: Tensor | None,
+        generation_config: Any,
+        arguments: dict[str, Any],
+        root: Root,
+        readable: list[Root],
+        tokenizer: Any = None,
+    ) -> Any:
+        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides.
+
+        `tokenizer` is for stop strings, where `arguments` name none.
+        """
+        base: Any = self._facts.model
+        continued = _take_handles(arguments)
+        # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
+        refuse_unservable(arguments, generation_config or base.generation_config)
+        for name in CACHE_ARGUMENTS:
+            arguments.pop(name, None)
+        effective, _ = base._prepare_generation_config(generation_config, **settings_among(base, arguments))
+        refuse_unservable({}, effective)
+        if effective.stop_strings is not None and arguments.get("tokenizer") is None:
+            if not hasattr(tokenizer, "get_vocab"):
+                raise InputError(
+                    "stop_strings need the model's transformers tokenizer: pass tokenizer=, or wrap with one"
+                )
+            arguments["tokenizer"] = tokenizer
+        mask = arguments.pop("attention_mask", None)
+        if inputs is None:
+            inputs = beginning(base, mask, effective)
+        for name, given in (("input_ids", inputs), ("attention_mask", mask)):
+            if isinstance(given, Tensor) and given.device != self._facts.device:
+                raise InputError(f"{name} is on {given.device}, the model is on {self._facts.device}")
+        kept = whole_mask(inputs, mask, effective)
+        if mask is not None:
+            arguments["attention_mask"] = kept.long()
+        prompts = [as_tokens(row[keep].cpu().numpy()) for row, keep in zip(inputs, kept)]
+        for handle in continued:
+            handle.check_continued_by([prompt.tolist() for prompt in prompts])
+        columns = inputs.shape[1]
+        new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
+        for prompt in prompts:
+            self._engine.check(prompt, new_tokens)
+        requests = [
+            Request(tokens[:-1], root, readable, max_new_tokens=0, prefill_only=True) for tokens in prompts
+        ]
+        cache = PoolCache(self._memory, self._identity, columns - 1, eos_tokens(effective), self._engine.lock)
+        waiting: list[Completion] = []
+        try:
+            for request in requests:
+                waiting.append(self._engine.submit(request))
+            self._engine.wait(waiting)
+            cache.take_over(waiting)
+            view = self._facts.view
+            view.sync()
+            # The class's own: the caller may have put ours in the model's place.
+            output = type(view.root).generate(
+                view.root,
+                inputs,
+                generation_config=generation_config,
+                **{self._cache_argument: cache},
+                **arguments,
+            )
+            if not cache.passes:
+                raise LibraryChanged(
+                    f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie "
+                    f"passed as {self._cache_argument}=. {WAY_OUT}"
+                )
+            if not isinstance(output, Tensor):
+                for name in [name for name, value in output.items() if value is cache]:
+                    output[name] = cache.handle()
+            return output
+        finally:
+            # Rows are the cache's, or still their completions': an interrupt may come at any point.
+            cache.close()
+            self._engine.discard(waiting)
+
+    def _new_tokens(
+        self, effective: Any, columns: int, generation_config: Any, arguments: Mapping[str, Any]
+    ) -> int:
+        """New tokens that Hugging Face's loop may produce after `columns` columns."""
+        if effective.max_new_tokens is not None:
+            return int(effective.max_new_tokens)
+        base: Any = self._facts.model
+        configured = (arguments.get("max_length"), getattr(generation_config, "max_length", None))
+        if any(length is not None for length in (*configured, base.generation_config.max_length)):
+            return max(0, int(effective.max_length) - columns)
+        # By default the loop takes `max_length` as a number of new tokens, within the model's positions.
+        positions = getattr(base.config, "max_position_embeddings", None)
+        new_tokens = int(effective.max_length)
+        return new_tokens if positions is None else max(0, min(new_tokens, positions - columns))
+
+
+def _take_handles(arguments: dict[str, Any]) -> list[TreeHandle]:
+    """Handles of earlier calls among the arguments, which name what the tree holds; taken out of them."""
+    names = [name for name in CACHE_ARGUMENTS if isinstance(arguments.get(name), TreeHandle)]
+    return [arguments.pop(name) for name in names]

@@ -1,0 +1,1 @@
+"""What reads a snapshot (explain, filters, sums) and what this machine has."""

@@ -1,0 +1,299 @@
+"""Why a prompt missed, or how much of it hit: a prompt compared with a snapshot, each answer with evidence.
+
+Only what the asking scope may see is looked at: its own namespaces and the shared scopes it reads.
+Without a scope the question is an operator's, and all of the snapshot is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kvtrie.api.inspection.explanation import (
+    Computing,
+    Divergence,
+    Elsewhere,
+    EvictionEvidence,
+    Explanation,
+    FieldDifference,
+    FieldValue,
+    Gap,
+    Question,
+)
+from kvtrie.api.inspection.snapshot_match import SnapshotIndex, StoredMatch, reach
+from kvtrie.prefix_tree.keys import as_tokens, chunk_keys
+from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, TombstoneView
+
+_DIGEST_FIELDS = ("model_config", "weights", "adapter")
+_SHORTEST_DIGEST = 8
+"""Fewest hex digits by which an expected digest may be abbreviated."""
+
+
+def explain(snapshot: Snapshot, tokens: Sequence[int], question: Question) -> Explanation:
+    """Compares a prompt with a snapshot.
+
+    Raises:
+        InputError: a token id is negative or beyond int32.
+    """
+    return _Inquiry(snapshot, as_tokens(tokens).tolist(), question).answer()
+
+
+class _Inquiry:
+    """One question about one prompt and one snapshot."""
+
+    def __init__(self, snapshot: Snapshot, tokens: list[int], question: Question) -> None:
+        self._snapshot = snapshot
+        self._tokens = tokens
+        self._question = question
+        self._index = SnapshotIndex(snapshot)
+        by_id = {node.id: node for node in snapshot.nodes}
+        self._borrowed: dict[str, set[str]] = {}
+        """Scopes that each scope is seen to continue paths of, and so may read."""
+        for node in snapshot.nodes:
+            if node.parent is not None:
+                mine, above = self._scope(node.namespace), self._scope(by_id[node.parent].namespace)
+                if mine != above:
+                    self._borrowed.setdefault(mine, set()).add(above)
+
+    def answer(self) -> Explanation:
+        """The explanation."""
+        matches = {i: self._match(i) for i in self._visible()}
+        request = self._request_namespace(matches)
+        best = None if request is None else matches[request]
+        namespace = None if request is None else self._snapshot.namespaces[request]
+        matched = 0 if best is None else best.tokens
+        path = () if best is None else best.path
+        elsewhere = self._elsewhere(matches, request)
+        eviction = None if best is None else self._eviction(best)
+        gap = None if best is None else self._gap(best)
+        computing = None if best is None or not best.awaits else self._computing(best)
+        divergence = None if best is None else self._divergence(best)
+        return Explanation(
+            verdict=self._verdict(matches, best, eviction, gap, elsewhere, divergence),
+            scope=self._question.scope,
+            namespace=namespace,
+            prompt_tokens=len(self._tokens),
+            chunk_tokens=self._chunk_tokens(best),
+            cached_tokens=max(0, min(len(self._tokens) - 1, matched)),
+            whole_chunks=len(path),
+            partial_tokens=0 if best is None else best.partial_tokens,
+            tiers=self._by_tier(path),
+            through=list(dict.fromkeys(self._scope(node.namespace) for node in path)),
+            divergence=divergence,
+            elsewhere=elsewhere,
+            eviction=eviction,
+            computing=computing,
+            gap=gap,
+            scopes=self._scopes() if self._question.scope is None and not matched else [],
+        )
+
+    def _verdict(
+        self,
+        matches: Mapping[int, StoredMatch],
+        best: StoredMatch | None,
+        eviction: EvictionEvidence | None,
+        gap: Gap | None,
+        elsewhere: list[Elsewhere],
+        divergence: Divergence | None,
+    ) -> str:
+        matched = 0 if best is None else best.tokens
+        length, chunk_tokens = len(self._tokens), self._chunk_tokens(best)
+        holds_something = {node.namespace for node in self._snapshot.nodes} & set(matches)
+        for verdict, holds in (
+            ("short", length < chunk_tokens),
+            ("hit", length > 1 and matched >= length - 1),
+            ("tail", best is not None and len(best.path) == length // chunk_tokens),
+            ("computing", best is not None and bool(best.awaits)),
+            ("evicted", eviction is not None),
+            ("gap", gap is not None),
+            ("namespace", bool(elsewhere) and (best is None or elsewhere[0].matched_tokens > matched)),
+            ("empty", not holds_something),
+            ("diverged", divergence is not None and bool(divergence.stored)),
+        ):
+            if holds:
+                return verdict
+        return "ends"
+
+    # ---- whose tokens count
+
+    def _scope(self, namespace: int) -> str:
+        return self._snapshot.namespaces[namespace].scope
+
+    def _scopes(self) -> list[str]:
+        return sorted({namespace.scope for namespace in self._snapshot.namespaces})
+
+    def _readable_scopes(self, scope: str) -> set[str]:
+        return {scope, *self._question.shared_scopes, *self._borrowed.get(scope, ())}
+
+    def _visible(self) -> list[int]:
+        asked = self._question.scope
+        scopes = set(self._scopes()) if asked is None else self._readable_scopes(asked)
+        return [i for i, namespace in enumerate(self._snapshot.namespaces) if namespace.scope in scopes]
+
+    def _match(self, namespace: int) -> StoredMatch:
+        scopes = self._readable_scopes(self._scope(namespace))
+        fields = self._snapshot.namespaces[namespace].fields
+        readable = [
+            i
+            for i, other in enumerate(self._snapshot.namespaces)
+            if i != namespace and other.scope in scopes and not _model_differences(fields, other.fields)
+        ]
+        return self._index.match(self._tokens, namespace, readable)
+
+    def _request_namespace(self, matches: Mapping[int, StoredMatch]) -> int | None:
+        """The namespace the request computes in: as expected, of its scope; the best match among several.
+
+        A scope that has none of its own yet reads a shared one.
+        """
+        asked, expected = self._question.scope, self._question.expected
+        own = [i for i in matches if asked is None or self._scope(i) == asked]
+        found = [i for i in own if self._is_expected(i, expected)]
+        if not found and asked is not None:
+            model = {name: value for name, value in expected.items() if name not in ("scope", "salt")}
+            found = [i for i in matches if i not in own and self._is_expected(i, model)]
+        return max(found, key=lambda i: (reach(matches[i]), -i), default=None)
+
+    def _is_expected(self, namespace: int, expected: Mapping[str, FieldValue]) -> bool:
+        fields = self._snapshot.namespaces[namespace].fields
+        return all(_is_same(name, value, fields[name]) for name, value in expected.items())
+
+    # ---- evidence
+
+    def _chunk_tokens(self, best: StoredMatch | None) -> int:
+        if best is not None:
+            return best.chunk_tokens
+        return int(self._question.expected.get("chunk_tokens", self._snapshot.chunk_tokens))
+
+    def _by_tier(self, path: Iterable[NodeView]) -> dict[str, int]:
+        order = [tier.name for tier in self._snapshot.tiers]
+        counts: dict[str, int] = {}
+        for node in path:
+            fastest = next((name for name in order if name in node.tiers), next(iter(node.tiers)))
+            counts[fastest] = counts.get(fastest, 0) + 1
+        return counts
+
+    def _divergence(self, best: StoredMatch) -> Divergence | None:
+        known = len(best.path) + len(best.awaits)
+        position = known * best.chunk_tokens + best.closest_tokens
+        if position >= len(self._tokens):
+            return None
+        around = self._question.context_tokens
+        stored: list[int] = []
+        scope = self._scope(best.namespace)
+        node = best.closest
+        if node is not None:
+            scope = self._scope(node.namespace)
+            stored = node.tokens[best.closest_tokens :]
+        while node is not None and len(stored) < around:
+            node = next(iter(self._index.children(node, node.namespace)), None)
+            stored = stored if node is None else stored + node.tokens
+        return Divergence(
+            position=position,
+            before=self._tokens[max(0, position - around) : position],
+            prompt=self._tokens[position : position + around],
+            stored=stored[:around],
+            scope=scope,
+        )
+
+    def _elsewhere(self, matches: Mapping[int, StoredMatch], request: int | None) -> list[Elsewhere]:
+        found = []
+        matched = 0 if request is None else matches[request].tokens
+        for i, match in matches.items():
+            if i == request:
+                continue
+            differences = self._differences(request, self._snapshot.namespaces[i])
+            # Less than a chunk that is no more than here says nothing: many prompts start alike.
+            if differences and (match.path or match.tokens > matched):
+                other = self._snapshot.namespaces[i]
+                found.append(Elsewhere(other.digest, other.scope, match.tokens, differences))
+        return sorted(found, key=lambda other: (-other.matched_tokens, other.digest))
+
+    def _differences(self, request: int | None, other: NamespaceView) -> list[FieldDifference]:
+        """Fields in which the request's namespace differs; scope and salt only between foreign scopes."""
+        if request is None:
+            wanted: Mapping[str, FieldValue] = self._question.expected
+            scope = self._question.scope
+        else:
+            wanted = self._snapshot.namespaces[request].fields
+            scope = self._scope(request)
+        names = [name for name in other.fields if name in wanted]
+        if scope is not None and other.scope != scope and other.scope in self._readable_scopes(scope):
+            names = [name for name in names if name not in ("scope", "salt")]
+        return [
+            FieldDifference(name, wanted[name], other.fields[name])
+            for name in names
+            if not _is_same(name, wanted[name], other.fields[name])
+        ]
+
+    def _keys(self, best: StoredMatch, namespace: int) -> list[str]:
+        """Chunk keys of the whole prompt in a namespace, hex."""
+        digest = bytes.fromhex(self._snapshot.namespaces[namespace].digest)
+        packed = as_tokens(self._tokens).tobytes()
+        return [key.hex() for key in chunk_keys(digest, packed, best.chunk_tokens)]
+
+    def _key_namespaces(self, best: StoredMatch) -> list[int]:
+        """Namespaces whose chunks may continue the match: its own and what it reads."""
+        scopes = self._readable_scopes(self._scope(best.namespace))
+        fields = self._snapshot.namespaces[best.namespace].fields
+        return [
+            i
+            for i, other in enumerate(self._snapshot.namespaces)
+            if other.scope in scopes and not _model_differences(fields, other.fields)
+        ]
+
+    def _eviction(self, best: StoredMatch) -> EvictionEvidence | None:
+        first = len(best.path) + len(best.awaits)
+        stones = {(stone.scope, stone.key): stone for stone in self._snapshot.tombstones}
+        found: dict[int, TombstoneView] = {}
+        for namespace in self._key_namespaces(best) if stones else ():
+            scope = self._scope(namespace)
+            for i, key in enumerate(self._keys(best, namespace)[first:], first + 1):
+                stone = stones.get((scope, key))
+                if stone is not None and stone.depth == i:
+                    found.setdefault(i, stone)
+        if not found:
+            return None
+        chunk = min(found)
+        stone = found[chunk]
+        return EvictionEvidence(
+            chunk=chunk,
+            key=stone.key,
+            tier=stone.tier,
+            reason=stone.reason,
+            evicted_at=stone.evicted_at,
+            seconds_ago=self._snapshot.taken_at - stone.evicted_at,
+            chunks=len(found),
+        )
+
+    def _computing(self, best: StoredMatch) -> Computing:
+        return Computing(
+            chunk=len(best.path) + 1,
+            chunks=len(best.awaits),
+            tokens=len(best.awaits) * best.chunk_tokens,
+            seconds=self._snapshot.taken_at - best.awaits[0].created_at,
+        )
+
+    def _gap(self, best: StoredMatch) -> Gap | None:
+        first = len(best.path) + len(best.awaits)
+        beyond: set[int] = set()
+        for namespace in self._key_namespaces(best):
+            held = {
+                (node.depth, node.key): node for node in self._snapshot.nodes if node.namespace == namespace
+            }
+            for i, key in enumerate(self._keys(best, namespace)[first + 1 :], first + 2):
+                node = held.get((i, key))
+                chunk = self._tokens[(i - 1) * best.chunk_tokens : i * best.chunk_tokens]
+                if node is not None and node.tiers and node.tokens == chunk:
+                    beyond.add(i)
+        return Gap(first + 1, sorted(beyond)) if beyond else None
+
+
+def _model_differences(one: Mapping[str, FieldValue], other: Mapping[str, FieldValue]) -> list[str]:
+    """Fields besides scope and salt in which two namespaces differ."""
+    return [name for name in one if name not in ("scope", "salt") and one[name] != other[name]]
+
+
+def _is_same(name: str, expected: FieldValue, found: FieldValue) -> bool:
+    if expected == found:
+        return True
+    abbreviated = isinstance(expected, str) and len(expected) >= _SHORTEST_DIGEST and name in _DIGEST_FIELDS
+    return abbreviated and str(found).startswith(str(expected))

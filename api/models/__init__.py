@@ -1,0 +1,1 @@
+"""What kvtrie knows of a Hugging Face model, and how it runs one."""

@@ -1,0 +1,159 @@
+"""What of a model can be compared at every step: where its tensors are, their versions, settings and hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from kvtrie.api.models.rope import depends_on_length
+
+_HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})
+"""Modules whose hooks only read: transformers installs them at the first call that asks for hidden states."""
+
+_WATCHED = frozenset({"sliding_window"})
+"""Attributes that are watched whatever their type; all floats are: epsilons, scalings, multipliers."""
+
+
+class ModelState(NamedTuple):
+    """A model's state. Two equal ones compute the same, as far as a comparison at every step can see.
+
+    Not seen: writes through `.data`, changes of attributes that are no floats, and what a hook itself remembers.
+    """
+
+    tensors: tuple[tuple[int, int], ...]
+    """`(data_ptr, _version)` of every parameter and buffer."""
+    settings: tuple[object, ...]
+    """Values of the watched attributes."""
+    replaced: tuple[int, ...]
+    """Ids of hooks and of replaced `forward`s, with their module's."""
+
+
+class StateReader:
+    """Reads one model's state at every step, so over lists made once: a walk takes several times as long."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._parts: _Parts | None = None
+
+    def forget(self) -> None:
+        """Looks for the model's parts anew."""
+        self._parts = None
+
+    def read(self) -> ModelState:
+        """The state now."""
+        parts = self._parts
+        if parts is None or not parts.are_all():
+            parts = self._parts = _Parts.of(self._model)
+        tensors = [
+            tensor for tensor in chain.from_iterable(map(dict.values, parts.tensors)) if tensor is not None
+        ]
+        tensors += parts.originals
+        try:
+            states = tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        except RuntimeError:
+            states = tuple([(tensor.data_ptr(), version(tensor)) for tensor in tensors])
+        replaced: list[int] = []
+        if any(parts.hooks) or any("forward" in own for own in parts.attributes):
+            for module in parts.modules:
+                functions = [id(function) for _, function in _replacements(module)]
+                if functions:
+                    replaced += [id(module), *functions]
+        settings = tuple([own.get(name) for own, name in parts.watched])
+        return ModelState(states, settings, tuple(replaced))
+
+    def named_settings(self) -> list[tuple[str, str, object]]:
+        """Module, attribute and value of all that is watched, for a digest."""
+        return [
+            (name, attribute, module.__dict__.get(attribute))
+            for name, module in self._model.named_modules()
+            if not depends_on_length(module)
+            for attribute in _watched_attributes(module)
+        ]
+
+    def named_replacements(self) -> list[tuple[str, Callable[..., Any]]]:
+        """Hooks and replaced `forward`s, by module."""
+        return [
+            (f"{name}.{kind}", function)
+            for name, module in self._model.named_modules()
+            for kind, function in _replacements(module)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The dicts in which a model's modules keep what its state is made of. They live as long as the modules."""
+
+    modules: list[nn.Module]
+    attributes: list[dict[str, Any]]
+    """Of each module."""
+    children: list[dict[str, nn.Module | None]]
+    """Submodules of each module."""
+    found: list[nn.Module | None]
+    """All submodules when the lists were made."""
+    counts: list[int]
+    """How many each module had then."""
+    tensors: list[dict[str, Tensor | None]]
+    """Parameters and buffers."""
+    originals: list[Tensor]
+    """Buffers from which modules compute frequencies at every pass; the results are not compared."""
+    hooks: list[dict[int, Any]]
+    watched: list[tuple[dict[str, Any], str]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Parts:
+        modules = list(model.modules())
+        rewriting = {id(module) for module in modules if depends_on_length(module)}
+        plain = [module for module in modules if id(module) not in rewriting]
+        children = [module._modules for module in modules]
+        return cls(
+            modules=modules,
+            attributes=[module.__dict__ for module in modules],
+            children=children,
+            found=list(chain.from_iterable(map(dict.values, children))),
+            counts=list(map(len, children)),
+            tensors=[
+                *(cast("dict[str, Tensor | None]", module._parameters) for module in modules),
+                *(module._buffers for module in plain),
+            ],
+            originals=[
+                buffer
+                for module in modules
+                if id(module) in rewriting
+                for name, buffer in module._buffers.items()
+                if "original" in name and buffer is not None
+            ],
+            hooks=[*(m._forward_pre_hooks for m in modules), *(m._forward_hooks for m in modules)],
+            watched=[(module.__dict__, name) for module in plain for name in _watched_attributes(module)],
+        )
+
+    def are_all(self) -> bool:
+        """Whether no submodule was added, removed or replaced since."""
+        children = self.children
+        return (
+            list(chain.from_iterable(map(dict.values, children))) == self.found
+            and list(map(len, children)) == self.counts
+        )
+
+
+def version(tensor: Tensor) -> int:
+    """Counts writes to a tensor; 0 for one made in inference mode, which is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _watched_attributes(module: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        name for name, value in module.__dict__.items() if isinstance(value, float) or name in _WATCHED
+    )
+
+
+def _replacements(module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+    """What runs in or around a module's own forward."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    found = [("hook", hook) for hook in hooks if getattr(hook, "__module__", "") not in _HARMLESS_HOOKS]
+    if "forward" in module.__dict__:
+        found.append(("forward", module.__dict__["forward"]))
+    return found

@@ -1,0 +1,159 @@
+"""A second view of a model's modules, in which attention is kvtrie's.
+
+A view shares the model's parameters, buffers, hooks and most of its modules. Only modules that read a config
+(attention layers, the decoder, which builds masks) and the modules above them are doubled, because their config
+names the attention function. So kvtrie's passes never change the model: calls of its owner, `generate` among
+them, keep their own attention in whatever thread they run, and an interrupted pass leaves nothing to put back.
+
+    model            view
+    root  ---------> root'         doubled: holds a module that reads a config
+      decoder ------> decoder'     doubled: reads the config
+        layer ------> layer'
+          attention -> attention'  doubled: its private config names kvtrie's attention
+            q_proj <-- q_proj      shared: the same object, adapters included
+          norm <------ norm        shared
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, update_wrapper
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig
+
+from kvtrie.api.models.layer_attention import KEYWORD, NAME, layer_attention
+from kvtrie.api.models.rope import depends_on_length
+
+WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
+"""What to do where an installed library is not the one that kvtrie was written against."""
+
+
+class PassRunner:
+    """An argument of the root's forward that runs the pass it is handed to: the cache of a `generate` call."""
+
+    def run_pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls `forward`, with what it needs added to or taken from `kwargs`, and returns its output."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class _Double:
+    """A module of the model and the one that stands for it in the view."""
+
+    original: nn.Module
+    module: nn.Module
+    own: dict[str, Any]
+    """Attributes in which the two differ."""
+    children: tuple[nn.Module | None, ...]
+    """The original's submodules when the view was made."""
+
+
+class ModelView:
+    """The view of one model. `root` is called as the model is; it takes over what changed in the model first."""
+
+    def __init__(self, model: nn.Module) -> None:
+        AttentionInterface.register(NAME, layer_attention)
+        self.model = model
+        self._doubles: list[_Double] = []
+        self.root: Any = None
+        """The view's own root module: call it, or its `generate`."""
+        self._build()
+
+    @property
+    def config(self) -> Any:
+        """The view's private text config, which names kvtrie's attention."""
+        return self.root.config.get_text_config(decoder=True)
+
+    def sync(self) -> bool:
+        """Takes over what changed in the model since: attributes, replaced submodules, added adapters.
+
+        Parameters, buffers and hooks are shared and need no sync. True where submodules changed and `root` is new.
+        """
+        for double in self._doubles:
+            if tuple(double.original._modules.values()) != double.children:
+                self._build()
+                return True
+        for double in self._doubles:
+            state = {**double.original.__dict__, **double.own}
+            if "forward" in double.original.__dict__ and "forward" not in double.own:
+                state["forward"] = _rebound(state["forward"], double)
+            # One assignment, so that another thread that reads the module never sees half a state.
+            object.__setattr__(double.module, "__dict__", state)
+        return False
+
+    def _build(self) -> None:
+        self._doubles = []
+        memo: dict[int, Any] = {}
+        root = self._double(self.model, memo)
+        text = root.config.get_text_config(decoder=True)
+        for double in self._doubles:
+            for value in double.own.values():
+                # A layer of another model may have been put into this one: it brings a config of its own.
+                if type(value) is type(text):
+                    # The public setter validates and logs; this is the field that every layer reads.
+                    value._attn_implementation_internal = NAME
+        text._attn_implementation_internal = NAME
+        double = self._doubles[-1]
+        forward = MethodType(type(root).forward, root)
+        if "forward" in self.model.__dict__:
+            forward = _rebound(self.model.__dict__["forward"], double)
+        # Transformers asks this one's signature, as it would ask the model's own.
+        double.own["forward"] = update_wrapper(partial(self._forward, forward), forward)
+        self.root = root
+        self.sync()
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The root's forward."""
+        if self.sync():
+            return self.root(*args, **kwargs)
+        for value in kwargs.values():
+            # Found by what it is: transformers has renamed the argument before.
+            if isinstance(value, PassRunner):
+                return value.run_pass(forward, args, kwargs)
+        if KEYWORD not in kwargs:
+            # A pass of somebody else's, as guidance by a negative prompt makes them: not over kvtrie's cache.
+            return self.model(*args, **kwargs)
+        return forward(*args, **kwargs)
+
+    def _double(self, module: nn.Module, memo: dict[int, Any]) -> Any:
+        """The module's double, or the module itself where neither it nor one below it reads a config."""
+        if id(module) in memo:
+            return memo[id(module)]
+        if depends_on_length(module):
+            # Its frequencies change with the longest position of each pass: passes of the model's owner must not
+            # meet ours. Copied whole, and never synced.
+            memo[id(module)] = copy.deepcopy(module, memo)
+            return memo[id(module)]
+        children = {name: child and self._double(child, memo) for name, child in module._modules.items()}
+        configs = {
+            name: copy.deepcopy(value, memo)
+            for name, value in module.__dict__.items()
+            if isinstance(value, PreTrainedConfig)
+        }
+        is_shared = all(child is module._modules[name] for name, child in children.items())
+        if is_shared and not configs and module is not self.model:
+            memo[id(module)] = module
+            return module
+        double = module.__class__.__new__(module.__class__)
+        memo[id(module)] = double
+        # A compiled call is bound to the original.
+        own = {"_modules": children, "_compiled_call_impl": None, **configs}
+        entry = _Double(module, double, own, tuple(module._modules.values()))
+        for name, value in module.__dict__.items():
+            if isinstance(value, MethodType) and value.__self__ is module and name != "forward":
+                own[name] = MethodType(value.__func__, double)
+        object.__setattr__(double, "__dict__", {**module.__dict__, **own})
+        self._doubles.append(entry)
+        return double
+
+
+def _rebound(forward: Any, double: _Double) -> Any:
+    """An instance's own `forward`, for the double where it is a method of the original."""
+    if isinstance(forward, MethodType) and forward.__self__ is double.original:
+        return MethodType(forward.__func__, double.module)
+    return forward

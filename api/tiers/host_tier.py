@@ -1,0 +1,283 @@
+"""The host tier: encoded records in this process's memory, as one prefix tree with one tier.
+
+Two keys name a chunk here. The client's own chains from the client's namespace digest; it is what records
+carry and lookups bring. The tree's chains from a root of the sidecar's making, into whose namespace the
+scope is hashed: tenants that present the same namespace and the same tokens meet in no index.
+
+Memory, all of it in the tier's books:
+    used ...... len(record) of every chunk, charged to its scope; leaves are evicted, least recently used first
+    pending ... namespace records, and NAMESPACE_BYTES for each namespace
+
+A namespace outlives its chunks for as long as there is room: a client need not name it again. Where room is short,
+namespaces that hold no chunk are forgotten first, the one that has held none for longest before the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+from kvtrie.api.eviction import OVER_QUOTA, Eviction
+from kvtrie.api.tiers.homes import NAMESPACE_BYTES, EmptyHomes, HeldRecord, Home
+from kvtrie.api.tiers.record_link import RecordLink
+from kvtrie.api.tiers.scope_counters import ScopeCounters
+from kvtrie.prefix_tree import Evicted, Namespace, Node, PrefixTree
+from kvtrie.prefix_tree.errors import RecordError, StoreFull
+from kvtrie.prefix_tree.keys import TOKEN_BYTES
+from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
+from kvtrie.store import Record, decode_namespace
+
+HOST = 0
+"""The tree's only tier."""
+TYPICAL_RECORD_BYTES = 1 << 20
+"""What one record is taken to be, where a policy has to know how many the tier holds."""
+LONGEST_NAMESPACE_RECORD = 1 << 16
+
+
+class HostTier:
+    """Records of all scopes. Thread-safe under one lock, which is held for no longer than a lookup takes.
+
+    Args:
+        capacity_bytes: of the tier.
+        chunk_tokens: tokens of every chunk; records of other chunks are rejected.
+        counters: gets `evictions.<reason>` and `forgotten_namespaces`.
+        max_namespaces: most namespaces with chunks that one scope may have.
+        eviction: which chunks are evicted when the tier is full; LRU when left out.
+
+    Raises:
+        InputError: `chunk_tokens` below one.
+    """
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        chunk_tokens: int,
+        counters: ScopeCounters,
+        *,
+        max_namespaces: int = 256,
+        eviction: Eviction | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lock = threading.RLock()
+        self._eviction = eviction or Eviction()
+        self.tier = self._eviction.tier("host", capacity_bytes, TYPICAL_RECORD_BYTES)
+        # Tombstones carry the clients' keys, so they are kept here and not in the tree.
+        self.tree = PrefixTree(chunk_tokens, [self.tier], clock=clock, tombstones_per_scope=0)
+        self.tombstones = Tombstones(per_scope=1024)
+        self._counters = counters
+        self._max_namespaces = max_namespaces
+        self._homes: dict[tuple[str, bytes], Home] = {}
+        self._homes_of: Counter[str] = Counter()
+        self._empty = EmptyHomes()
+
+    # ---- reading
+
+    def match(self, scope: str, namespace: bytes, tokens: bytes) -> int:
+        """Whole chunks held of a prompt (int32le), its last token left out: that one is to be computed.
+
+        Keeps what it finds from being evicted next, and counts no hit.
+        """
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            if home is None:
+                return 0
+            path = self.tree.match(home.root, tokens[:-TOKEN_BYTES]).path
+            if path:
+                self.tree.release(self.tree.lease_node(path[-1]))
+            return len(path)
+
+    def get(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[HeldRecord]:
+        """The longest held prefix of `keys`, each a child of the one before; the first at any depth."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            if home is None:
+                return []
+            path: list[Node] = []
+            for key in keys:
+                node = home.by_key.get(key)
+                if node is None or (path and node.parent is not path[-1]):
+                    break
+                path.append(node)
+            if path:
+                path[-1].hits += 1
+                self.tree.release(self.tree.lease_node(path[-1], uses=1))
+            return [_held(node) for node in path]
+
+    def keys_above(self, scope: str, namespace: bytes, key: bytes) -> list[bytes]:
+        """Keys of the chunks before a held one, first one first; none where it is not held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            node = None if home is None else home.by_key.get(key)
+            return [] if node is None else [_held(above).link.key for above in node.path()[:-1]]
+
+    def chunks_of(self, scopes: Collection[str] | None) -> dict[str, int]:
+        """How many chunks each of `scopes`, or each scope there is, has here."""
+        with self.lock:
+            chunks: Counter[str] = Counter()
+            for home in self.homes(scopes):
+                chunks[home.scope] += len(home.by_key)
+            return dict(chunks)
+
+    def link(self, scope: str, namespace: bytes, key: bytes) -> RecordLink | None:
+        """The place of a held chunk; None where it is not held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            node = None if home is None else home.by_key.get(key)
+            return None if node is None else _held(node).link
+
+    def is_named(self, scope: str, namespace: bytes) -> bool:
+        """Whether the namespace's record is held."""
+        with self.lock:
+            home = self._homes.get((scope, namespace))
+            return home is not None and home.record is not None
+
+    def homes(self, scopes: Collection[str] | None) -> list[Home]:
+        """Namespaces of `scopes`, or all, oldest first. Call it, and use them, under `lock`."""
+        return [home for home in self._homes.values() if scopes is None or home.scope in scopes]
+
+    # ---- growing
+
+    def admit(self, scope: str, record: Record, data: bytes) -> bool:
+        """Keeps an intact record, with `data` as its bytes; False where it was held already.
+
+        Evicts least recently used leaves where there is no room.
+
+        Raises:
+            RecordError: it does not chain to a held parent, or contradicts what is held.
+            StoreFull: it does not fit, or the scope has too many namespaces with chunks.
+        """
+        with self.lock:
+            if record.depth == 0:
+                return self._name(scope, record, data)
+            return self._insert(scope, record, data)
+
+    def _insert(self, scope: str, record: Record, data: bytes) -> bool:
+        home = self._homes.get((scope, record.namespace))
+        above: Node | None = None
+        link = RecordLink.root(record.namespace)
+        if record.depth > 1:
+            above = None if home is None else home.by_key.get(record.parent_key)
+            if above is None:
+                raise RecordError("parent", f"{record.parent_key.hex()}, which is above it, is not held")
+            link = _held(above).link
+        link = link.follow(record, self.tree.chunk_tokens)
+        if home is not None and (standing := home.by_key.get(record.key)) is not None:
+            if standing.parent is not (above or home.root) or standing.tokens != record.tokens:
+                raise RecordError("key", f"{record.key.hex()} is the key of other tokens here")
+            return False
+        home = home or self._open(scope, record.namespace, extra_bytes=len(data))
+        self._make_room(scope, len(data), home, above)
+        parent = above or home.root
+        tree_key = self.tree.next_key(parent.key, record.tokens)
+        handle = HeldRecord(home, link, data)
+        node = self.tree.insert(parent, home.root, tree_key, record.tokens, HOST, handle, len(data))
+        assert _held(node) is handle, "what is not in the index is not in the tree"
+        home.by_key[record.key] = node
+        self._empty.discard(home)
+        self.tombstones.discard(scope, record.key)
+        return True
+
+    def _name(self, scope: str, record: Record, data: bytes) -> bool:
+        if len(data) > LONGEST_NAMESPACE_RECORD:
+            raise RecordError("length", f"namespace record of {len(data)} bytes")
+        fields = decode_namespace(record)
+        if fields["chunk_tokens"] != self.tree.chunk_tokens:
+            kept = self.tree.chunk_tokens
+            raise RecordError(
+                "shape", f"chunks of {fields['chunk_tokens']} tokens, this sidecar keeps {kept}"
+            )
+        home = self._homes.get((scope, record.namespace))
+        if home is not None and home.record is not None:
+            return False
+        home = home or self._open(scope, record.namespace, extra_bytes=len(data))
+        self._make_room(scope, len(data), home)
+        self.tier.reserve(scope, len(data))
+        # What a client says of its scope is its own word for it; a dump shows where the chunks really are.
+        home.record, home.fields = data, {**fields, "scope": scope}
+        return True
+
+    def _open(self, scope: str, namespace: bytes, extra_bytes: int) -> Home:
+        """A new namespace, with room made for its first record of `extra_bytes` too."""
+        if self._homes_of[scope] >= self._max_namespaces and not self._forget_one(scope=scope):
+            raise StoreFull(
+                f"scope {scope} has chunks in {self._max_namespaces} namespaces, which is the most it may"
+            )
+        self._make_room(scope, NAMESPACE_BYTES + extra_bytes)
+        self.tier.reserve(scope, NAMESPACE_BYTES)
+        identity = Namespace(scope=scope, salt=namespace.hex(), chunk_tokens=self.tree.chunk_tokens)
+        shown = Namespace(scope=scope, chunk_tokens=self.tree.chunk_tokens).public_fields()
+        home = Home(scope, namespace, self.tree.root(identity), fields=shown)
+        self._homes[scope, namespace] = home
+        self._homes_of[scope] += 1
+        self._empty.add(home)
+        return home
+
+    # ---- shrinking
+
+    def _make_room(
+        self, scope: str, size_bytes: int, home: Home | None = None, keep: Node | None = None
+    ) -> None:
+        """Forgets empty namespaces and evicts chunks until `size_bytes` of `scope` fit.
+
+        Spares `home` and the path to `keep`; changes nothing where it cannot be made to fit.
+        """
+        tier = self.tier
+        if size_bytes <= tier.free_bytes and not tier.over_quota_bytes(scope, size_bytes):
+            return
+        spared = 0 if home is None else home.own_bytes
+        if keep is not None:
+            spared += sum(len(_held(node).data) for node in keep.path())
+        if size_bytes + spared > tier.capacity_bytes:
+            raise StoreFull(f"{size_bytes} bytes beside {spared} that they need do not fit the host tier")
+        lease = None if keep is None else self.tree.lease_node(keep)
+        try:
+            while tier.over_quota_bytes(scope, size_bytes):
+                if not self._forget_one(home, scope) and not self._evict_one(OVER_QUOTA, scope):
+                    break
+            while size_bytes > tier.free_bytes:
+                if not self._forget_one(home) and not self._evict_one(self._eviction.reason):
+                    raise StoreFull(f"{size_bytes} bytes do not fit beside what may not be evicted")
+        finally:
+            if lease is not None:
+                self.tree.release(lease)
+
+    def _evict_one(self, reason: str, scope: str | None = None) -> bool:
+        """Evicts one leaf, which may leave its namespace empty; False where there is none to evict."""
+        evicted = self.tree.evict(HOST, 1, reason, scope=scope)
+        self._forget(evicted, reason)
+        return bool(evicted)
+
+    def _forget_one(self, spared: Home | None = None, scope: str | None = None) -> bool:
+        """Forgets a namespace without chunks, of one scope or of any; False where there is none but `spared`."""
+        home = self._empty.oldest(spared, scope)
+        if home is None:
+            return False
+        self._empty.discard(home)
+        del self._homes[home.scope, home.namespace]
+        self._homes_of[home.scope] -= 1
+        if not self._homes_of[home.scope]:
+            del self._homes_of[home.scope]
+        self.tier.unreserve(home.scope, home.own_bytes)
+        self._counters.add(home.scope, "forgotten_namespaces")
+        return True
+
+    def _forget(self, evicted: list[Evicted], reason: str) -> None:
+        for gone in evicted:
+            handle = gone.handle
+            assert isinstance(handle, HeldRecord)
+            key, scope = handle.link.key, handle.home.scope
+            del handle.home.by_key[key]
+            if not handle.home.by_key:
+                self._empty.add(handle.home)
+            stone = Tombstone(key, handle.link.depth, self.tier.name, self.tree.clock(), reason)
+            self.tombstones.add(scope, stone)
+            self._counters.add(scope, f"evictions.{reason}")
+
+
+def _held(node: Node) -> HeldRecord:
+    residence = node.at[HOST]
+    assert residence is not None
+    assert isinstance(residence.handle, HeldRecord)
+    return residence.handle
