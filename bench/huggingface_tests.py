@@ -114,14 +114,14 @@ def run_test(cases: type[unittest.TestCase], name: str, how: str, asks_less: boo
 
 
 class _LeftPadded:
-    """Turns the inputs of most tests, masked at their right ends, around: no prompt of `generate` ends so."""
+    """Moves what the inputs' masks hide to the left: most hide the right end, some hide tokens at random."""
 
     def prepare_config_and_inputs_for_generate(self, *args: Any, **keywords: Any) -> Any:
         """As the test class has it."""
         config, inputs = super().prepare_config_and_inputs_for_generate(*args, **keywords)  # type: ignore[misc]
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask[:, -1].all():
-            inputs = {**inputs, "attention_mask": mask.flip(-1)}
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            inputs = {**inputs, "attention_mask": mask.sort(-1).values}
         return config, inputs
 
 
