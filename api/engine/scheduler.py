@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from kvtrie.prefix_tree.keys import TOKEN_BYTES
 _LOG = logging.getLogger(__name__)
 
 End = Callable[[Job, str, Exception | None], None]
-"""Ends a job: with a finish reason, and with the error that ended it."""
+"""A method that ends a job: with a finish reason, and with the error that ended it."""
 
 
 class Scheduler:
@@ -60,7 +61,8 @@ class Scheduler:
         self._steps = steps
         self._holders = holders
         self._threads = threads
-        self._end = end
+        # Weakly, as the engine owns this: in a cycle, a closed wrapper's pool would stay until garbage is collected.
+        self._end_of_owner = WeakMethod(end)
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         """Oldest first: the last one is preempted first."""
@@ -80,6 +82,11 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether nothing is waiting or running."""
         return not self.waiting and not self.running
+
+    def _end(self, job: Job, reason: str, error: Exception | None) -> None:
+        end = self._end_of_owner()
+        assert end is not None, "the engine is gone"
+        end(job, reason, error)
 
     def remove(self, job: Job, was_running: bool) -> None:
         """Forgets a job that ended."""
