@@ -241,9 +241,14 @@ def write(name: str, reports: list[Report], tests_from: str, missing: list[str])
     )
     known.update({report.family: report for report in reports})
     families = [known[family] for family in sorted(known)]
-    path.with_suffix(".md").write_text(table(families))
+    made_on = provenance()
+    head = (
+        f"Hugging Face's generation tests through kvtrie {made_on['commit']}, {made_on['versions']}, with "
+        f"{tests_from or 'tests of the same version'}; `bench/huggingface_tests.py` says what counts.\n\n"
+    )
+    path.with_suffix(".md").write_text(head + table(families))
     found = {
-        "provenance": provenance(),
+        "provenance": made_on,
         "tests_from": tests_from,
         "missing": missing,
         "families": list(map(asdict, families)),
