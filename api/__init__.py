@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvtrie.api.engine.engine import Engine, EngineConfig
+    from kvtrie.api.engine.engine import Engine
+    from kvtrie.api.engine.engine_config import EngineConfig
     from kvtrie.api.engine.request import Completion, Request
     from kvtrie.api.engine.sampler import Sampling
     from kvtrie.api.eviction import Eviction
@@ -34,7 +35,7 @@ __all__ = [
 _HOME = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
-    "EngineConfig": "engine.engine",
+    "EngineConfig": "engine.engine_config",
     "Eviction": "eviction",
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",

@@ -3,13 +3,15 @@
     python -m bench.huggingface_tests CHECKOUT [FAMILY ...]
 
 CHECKOUT is a copy of the transformers repository at the installed version, or a near one; nothing of it is kept
-here. The tests need `parameterized`. Every test of its `GenerationTesterMixin` that a family's own test class has
-runs three times, on prompts padded at the left: plain, with each `generate` through a new wrapper (cold), and with
-each `generate` made twice by one wrapper (warm). Each result must also equal what plain `generate` returns for the
-same call and random numbers. A test counts if it passes plain and calls `generate`. It is
+here. The tests need `parameterized`. Results of families that are not named stay as they are.
+
+Every test of its `GenerationTesterMixin` that a family's own test class has runs three times, on prompts padded at
+the left: plain, with each `generate` through a new wrapper (cold), and with each `generate` made twice by one
+wrapper (warm). Each result must also equal what plain `generate` returns for the same call and random numbers. A
+test counts if it passes plain and calls `generate`. It is
 
     passed        with both
-    passed less   with both, once attention weights and hidden states are not asked for, which kvtrie refuses
+    passed less   with both, once `generate` is not passed `NOT_SERVED`, which kvtrie refuses by name
     refused       when kvtrie refuses the model or an argument, in one sentence
     failed        otherwise
 """
@@ -17,8 +19,6 @@ same call and random numbers. A test counts if it passes plain and calls `genera
 from __future__ import annotations
 
 import argparse
-import copy
-import inspect
 import json
 import os
 import random
@@ -27,8 +27,6 @@ import sys
 import traceback
 import unittest
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,24 +38,14 @@ os.environ.setdefault("KVTRIE_CHECK", "1")
 import numpy as np
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.huggingface_checkout import Checkout
+from bench.huggingface_generate import NOT_SERVED, Run, Through, counted
 from bench.measure import provenance
-from kvtrie.api import PrefixCachedModel
 from kvtrie.api.models.families import FAMILIES
-from kvtrie.prefix_tree.errors import InputError
-
-MEMORY, CHUNK_TOKENS = "16MiB", 2
-"""Prompts of these tests have about seven tokens."""
-
-TOLERANCE = 1e-4
-"""Largest difference of scores, relative to the largest."""
 
 TEST_SECONDS = 180
-
-NEVER_FORMED = ("output_attentions", "output_hidden_states")
-"""Arguments that ask for what kvtrie does not have."""
 
 NOT_RUN = (
     "test_generate_compile_model_forward_fullgraph",
@@ -67,19 +55,6 @@ NOT_RUN = (
 """Tests of another cache than kvtrie's, which take a minute each only to be refused."""
 
 RESULTS = Path("bench/results")
-
-
-@dataclass(slots=True)
-class Run:
-    """One test, once."""
-
-    passed: bool = False
-    skipped: bool = False
-    error: str = ""
-    calls: int = 0
-    """Of `generate`, by the test itself."""
-    cached_tokens: int = 0
-    refused: str = ""
 
 
 @dataclass(slots=True)
@@ -96,107 +71,6 @@ class Report:
     """Over all warm runs."""
     error: str = ""
     """Why the family could not be tried."""
-
-
-class Through:
-    """`GenerationMixin.generate` while it goes through kvtrie."""
-
-    def __init__(self, run: Run, is_warm: bool, asks_less: bool) -> None:
-        self._run = run
-        self._is_warm = is_warm
-        self._asks_less = asks_less
-        self._plain = transformers.GenerationMixin.generate
-        self._is_inside = False
-        self._wrappers: list[PrefixCachedModel] = []
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Until the end of one test."""
-
-        def generate(model: Any, *args: Any, **keywords: Any) -> Any:
-            return self._generate(model, args, keywords)
-
-        # Tests ask for its signature.
-        generate.__signature__ = inspect.signature(self._plain)  # type: ignore[attr-defined]
-        transformers.GenerationMixin.generate = generate
-        try:
-            yield
-        finally:
-            transformers.GenerationMixin.generate = self._plain
-            for wrapper in self._wrappers:
-                wrapper.check()
-                wrapper.close()
-
-    def _generate(self, model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        if self._is_inside:
-            return self._plain(model, *args, **keywords)
-        if self._asks_less:
-            keywords = {name: value for name, value in keywords.items() if name not in NEVER_FORMED}
-        self._is_inside = True
-        try:
-            return self._compared(model, args, keywords)
-        except InputError as refused:
-            self._run.refused = str(refused)
-            raise
-        finally:
-            self._is_inside = False
-
-    def _compared(self, model: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        self._run.calls += 1
-        before = torch.get_rng_state()
-        is_continuation = any(keywords.get(name) is not None for name in ("cache", "past_key_values"))
-        expected = None
-        if not is_continuation:
-            try:
-                expected = self._plain(model, *_fresh(args), **_fresh(keywords))
-            except Exception:
-                # A test of errors: kvtrie's own comes from the same call, below.
-                expected = None
-            torch.set_rng_state(before)
-        if not (is_continuation and self._wrappers):
-            self._wrappers.append(PrefixCachedModel(model, memory=MEMORY, chunk_tokens=CHUNK_TOKENS))
-        wrapper = self._wrappers[-1]
-        if self._is_warm and not is_continuation:
-            wrapper.generate(*_fresh(args), **_fresh(keywords))
-            torch.set_rng_state(before)
-        held = wrapper.stats().get("cached_tokens", 0)
-        output = wrapper.generate(*args, **keywords)
-        self._run.cached_tokens += wrapper.stats().get("cached_tokens", 0) - held
-        if expected is not None:
-            _assert_same(expected, output)
-        return output
-
-
-def _fresh(value: Any) -> Any:
-    """A copy of arguments that a call may change; models stay themselves."""
-    if isinstance(value, nn.Module):
-        return value
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return type(value)(map(_fresh, value))
-    if type(value) is dict:
-        return {name: _fresh(part) for name, part in value.items()}
-    return copy.deepcopy(value)
-
-
-def _assert_same(expected: Any, found: Any) -> None:
-    """Tokens exactly, scores and logits within rounding."""
-    assert type(found) is type(expected), f"{type(found).__name__} for {type(expected).__name__}"
-    if isinstance(expected, Tensor):
-        assert torch.equal(expected, found), f"tokens {found.tolist()} for {expected.tolist()}"
-        return
-    assert torch.equal(expected.sequences, found.sequences), "other tokens"
-    for name in ("scores", "logits"):
-        steps, ours = getattr(expected, name, None), getattr(found, name, None)
-        assert (steps is None) == (ours is None), f"{name}: {ours} for {steps}"
-        for step, (theirs, our) in enumerate(zip(steps or (), ours or (), strict=True)):
-            finite = torch.isfinite(theirs)
-            assert torch.equal(finite, torch.isfinite(our)), f"{name} of step {step}: other infinities"
-            if finite.any():
-                scale = max(1.0, float(theirs[finite].abs().max()))
-                off = float((theirs[finite] - our[finite]).abs().max()) / scale
-                assert off <= TOLERANCE, f"{name} of step {step}: off by {off:.2g}"
 
 
 class OutOfTime(Exception):
@@ -218,7 +92,7 @@ def run_test(cases: type[unittest.TestCase], name: str, how: str, asks_less: boo
     signal.alarm(TEST_SECONDS)
     try:
         if how == "plain":
-            with _counted(run):
+            with counted(run):
                 cases(name).run(result)
         else:
             with Through(run, how == "warm", asks_less).installed():
@@ -239,37 +113,15 @@ def run_test(cases: type[unittest.TestCase], name: str, how: str, asks_less: boo
     return run
 
 
-@contextmanager
-def _counted(run: Run) -> Iterator[None]:
-    plain = transformers.GenerationMixin.generate
-    depth = 0
-
-    def generate(model: Any, *args: Any, **keywords: Any) -> Any:
-        nonlocal depth
-        run.calls += depth == 0
-        depth += 1
-        try:
-            return plain(model, *args, **keywords)
-        finally:
-            depth -= 1
-
-    generate.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
-    transformers.GenerationMixin.generate = generate
-    try:
-        yield
-    finally:
-        transformers.GenerationMixin.generate = plain
-
-
 class _LeftPadded:
-    """Turns the inputs of most tests, masked at their right ends, around: no prompt of `generate` ends so."""
+    """Moves what the inputs' masks hide to the left: most hide the right end, some hide tokens at random."""
 
     def prepare_config_and_inputs_for_generate(self, *args: Any, **keywords: Any) -> Any:
         """As the test class has it."""
         config, inputs = super().prepare_config_and_inputs_for_generate(*args, **keywords)  # type: ignore[misc]
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and not mask[:, -1].all():
-            inputs = {**inputs, "attention_mask": mask.flip(-1)}
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            inputs = {**inputs, "attention_mask": mask.sort(-1).values}
         return config, inputs
 
 
@@ -301,7 +153,7 @@ def _through(cases: type[unittest.TestCase], name: str, asks_less: bool = False)
     return {how: run_test(cases, name, how, asks_less) for how in ("cold", "warm")}
 
 
-def _without_what_is_never_formed(cases: type[unittest.TestCase]) -> type[unittest.TestCase]:
+def _looking_less(cases: type[unittest.TestCase]) -> type[unittest.TestCase]:
     """The same tests, which do not look at attention weights, hidden states and the layers of a cache."""
     looks = (
         "_check_attentions_for_generate",
@@ -335,9 +187,9 @@ def try_family(checkout: Checkout, family: str) -> Report:
             continue
         runs = _through(cases, name)
         reasons = [run.refused for run in runs.values() if not run.passed]
-        asks_less = any(argument in reason for argument in NEVER_FORMED for reason in reasons)
+        asks_less = any(argument in reason for argument in NOT_SERVED for reason in reasons)
         if asks_less:
-            runs = _through(_without_what_is_never_formed(cases), name, asks_less=True)
+            runs = _through(_looking_less(cases), name, asks_less=True)
         report.cached_tokens += runs["warm"].cached_tokens
         wrong = {how: run for how, run in runs.items() if not run.passed}
         if not wrong:
@@ -378,18 +230,32 @@ def table(reports: list[Report]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(name: str, reports: list[Report], checkout: Checkout) -> None:
-    """The table as markdown, and all of it as JSON."""
+def write(name: str, reports: list[Report], tests_from: str, missing: list[str]) -> None:
+    """The table as markdown, and all of it as JSON, with the families that are there already."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(table(reports))
-    found = {"provenance": provenance(), "missing": checkout.missing, "families": list(map(asdict, reports))}
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = RESULTS / f"{name}.json"
+    known = (
+        {}
+        if not path.exists()
+        else {r["family"]: Report(**r) for r in json.loads(path.read_text())["families"]}
+    )
+    known.update({report.family: report for report in reports})
+    families = [known[family] for family in sorted(known)]
+    path.with_suffix(".md").write_text(table(families))
+    found = {
+        "provenance": provenance(),
+        "tests_from": tests_from,
+        "missing": missing,
+        "families": list(map(asdict, families)),
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main() -> int:
     """Prints the table, and writes it under `bench/results/`. 1 where a test failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("checkout", type=Path, help="a copy of the transformers repository")
+    parser.add_argument("--tests-from", default="", help="what the checkout is: a tag, or commits")
     parser.add_argument("families", nargs="*", help="model types; default all that are served")
     parser.add_argument(
         "--name", default=f"huggingface-tests-{transformers.__version__}", help="of the results"
@@ -403,7 +269,7 @@ def main() -> int:
         reports.append(try_family(checkout, family))
         print(table(reports[-1:]).splitlines()[2], flush=True)
         # After each family, so that a run that is stopped leaves what it found.
-        write(options.name, reports, checkout)
+        write(options.name, reports, options.tests_from, checkout.missing)
     print(table(reports))
     return int(any(report.failed or report.error for report in reports))
 

@@ -10,7 +10,7 @@ PATH = Path(__file__).parents[1] / "docs" / "models.md"
 
 _HEAD = """# Models
 
-<!-- Written by `python -m bench.models` from api/families.py. -->
+<!-- Written by `python -m bench.models` from api/models/families.py. -->
 
 A model is served when three things hold; else it is refused in one sentence, at wrapping.
 
@@ -20,6 +20,9 @@ A model is served when three things hold; else it is refused in one sentence, at
 * Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token
   and keys and values of one shape; and the logits from these are the model's own.
 * A short `generate` through kvtrie has the logits of the model's own forward.
+
+Hugging Face's own generation tests through kvtrie, by family: `bench/results/huggingface-tests-*.md`, made by
+`python -m bench.huggingface_tests CHECKOUT`.
 
 A *window* is a sliding window of some or all layers, *softcap* caps attention scores, *sinks* are attention sinks,
 *experts* a mixture of experts. Families that take images or sound beside text are served for their text.
@@ -37,7 +40,7 @@ _NOT_SERVED = """
 
 _TAIL = """
 A family in neither table was not tested. To add one: a tiny config in `tests/api/models.py`, a line in
-`api/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
+`api/models/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
 """
 
 

@@ -17,53 +17,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.handed_over import HandedOver
 from kvtrie.api.engine.held_interrupts import HeldInterrupts
 from kvtrie.api.engine.kv_memory import KvMemory
-from kvtrie.api.engine.load_missing import load_missing
 from kvtrie.api.engine.request import Completion, Job, Request
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sequence_kv import SequenceKV, open_sequence
+from kvtrie.api.engine.scheduler import Scheduler
+from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
+from kvtrie.api.engine.waiting_threads import WaitingThreads
 from kvtrie.api.models.model_facts import ModelFacts
 from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.api.traffic.traffic_watch import TrafficWatch
 from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhausted
-from kvtrie.prefix_tree.keys import TOKEN_BYTES, TokenArray
+from kvtrie.prefix_tree.keys import TokenArray
 
 _LOOK_SECONDS = 0.02
 """How often a step looks whether memory that others hold has become free, when nothing else can be done."""
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Limits of one step.
-
-    Raises:
-        InputError: a limit below one.
-    """
-
-    step_tokens: int = 2048
-    """Most tokens computed in one step; longer prompts are prefilled in pieces."""
-    max_running: int = 256
-    """Most sequences in one step."""
-    decode_graphs: bool = True
-    """On CUDA devices, steps in which every sequence decodes replay captured graphs."""
-
-    def __post_init__(self) -> None:
-        if self.step_tokens < 1 or self.max_running < 1:
-            raise InputError(f"engine limits must be at least 1, got {self}")
 
 
 class Engine:
@@ -89,21 +66,14 @@ class Engine:
             identity,
             graphs_for=self.config.max_running if self.config.decode_graphs else 0,
         )
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
-        """Oldest first: the last one is preempted first."""
         self._is_stepping = False
-        self._short = False
-        """Memory ran out; nobody is admitted until someone leaves."""
-        self._starved: Job | None = None
-        """Found no room even alone: nobody is admitted until what others hold has become less."""
-        self._held_then = (0, 0)
-        """`_held` when that job found no room."""
-        self._holders = HandedOver(self._give_way)
+        self._holders = HandedOver(self._make_way)
+        self._threads = WaitingThreads()
+        self._scheduler = Scheduler(
+            memory, self.config, self._steps, self._holders, self._threads, self._finish
+        )
         self._orphans: list[SequenceKV] = []
         """To be closed at the next step."""
-        self._waits: dict[int, list[list[Completion] | None]] = {}
-        """By thread, what its calls of `wait` and `run` under way wait for; None for everything."""
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
@@ -122,7 +92,7 @@ class Engine:
             for root in (request.root, *request.readable):
                 if self.memory.tree.root(root.namespace) is not root:
                     raise InputError(f"the root of scope {root.scope} belongs to another wrapper's tree")
-            self._waiting.append(job)
+            self._scheduler.waiting.append(job)
             self.memory.counters["requests"] += 1
             self.memory.counters["prompt_tokens"] += len(request.tokens)
         return completion
@@ -162,7 +132,7 @@ class Engine:
     def cancel_all(self) -> None:
         """Cancels every request that is still under way."""
         with self.lock, HeldInterrupts():
-            for job in (*self._running, *self._waiting):
+            for job in self._scheduler.jobs:
                 job.completion.cancel()
             if not self._is_stepping:
                 self._drop_cancelled()
@@ -170,11 +140,11 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or running."""
-        return not self._waiting and not self._running
+        return self._scheduler.idle
 
     def run(self) -> None:
         """Steps until idle. Requests that fail carry their errors."""
-        with self._waiting_for(None):
+        with self._threads.waiting_for(None):
             while not self.idle:
                 self.step()
 
@@ -184,7 +154,7 @@ class Engine:
         Raises:
             InputError: one of them is not a request of this engine: it would never be done.
         """
-        with self._waiting_for(completions):
+        with self._threads.waiting_for(completions):
             while not self._all_done(completions):
                 self.step()
 
@@ -207,10 +177,10 @@ class Engine:
             self._is_stepping = True
             try:
                 self._drop_cancelled()
-                is_starving = self._is_starving(is_inside)
+                is_starving = self._scheduler.is_starving(is_inside)
                 if not is_starving:
-                    self._admit()
-                batch = self._gather()
+                    self._scheduler.admit()
+                batch = self._scheduler.gather()
                 if batch:
                     self._compute(batch, interrupts)
                 self.memory.check_if_asked()
@@ -228,20 +198,6 @@ class Engine:
             return False
         return True
 
-    @contextmanager
-    def _waiting_for(self, completions: list[Completion] | None) -> Iterator[None]:
-        thread = threading.get_ident()
-        waits = self._waits.setdefault(thread, [])
-        depth = len(waits)
-        try:
-            waits.append(completions)
-            yield
-        finally:
-            # Not `pop`: an interrupt may have come before the entry.
-            del waits[depth:]
-            if not waits:
-                self._waits.pop(thread, None)
-
     def _all_done(self, completions: list[Completion]) -> bool:
         if all(completion.done for completion in completions):
             return True
@@ -252,159 +208,16 @@ class Engine:
                     raise InputError("wait() was given a request of another engine; wait for it there")
         return False
 
-    # ---- who takes part
-
     def _drop_cancelled(self) -> None:
         self._holders.close_lost()
         while self._orphans:
             self._orphans.pop().close()
-        for job in [job for job in (*self._running, *self._waiting) if job.completion.cancelled]:
+        for job in [job for job in self._scheduler.jobs if job.completion.cancelled]:
             self._finish(job, "cancelled")
 
-    def _admit(self) -> None:
-        for job in list(self._waiting):
-            if len(self._running) >= self.config.max_running or (self._short and self._running):
-                return
-            if job.awaits is not None and job.awaits.claim is not None:
-                continue
-            try:
-                self._open(job)
-            except Exception as error:
-                self._finish(job, "error", error)
-
-    def _open(self, job: Job) -> None:
-        """Admits one job, unless another one is computing chunks that it needs, too."""
-        request = job.completion.request
-        tokens = _int32le(job.tokens)
-        # A hit leaves one token to compute, so that there are logits; a bare prefill needs none.
-        limit = len(tokens) if request.prefill_only else len(tokens) - TOKEN_BYTES
-        match = load_missing(self.memory, request.root, request.readable, tokens[:limit])
-        job.awaits = match.awaits
-        if match.awaits is not None:
-            return
-        job.kv = open_sequence(self.memory, match, tokens)
-        self._waiting.remove(job)
-        self._running.append(job)
-        if not job.completion.preemptions:
-            job.completion.cached_tokens = job.kv.cached_tokens
-            self.memory.counters["cached_tokens"] += job.kv.cached_tokens
-        if job.to_compute == 0:
-            self._finish(job, "prefilled")
-
-    def _gather(self) -> list[tuple[Job, int]]:
-        """Jobs and how many rows each gets, with room reserved; the youngest make way when memory is short."""
-        batch: list[tuple[Job, int]] = []
-        try:
-            self._steps.reserve_ahead(self._running)
-        except Exception:
-            # A convenience; the job at fault fails when it reserves for this step.
-            _LOG.exception("no slots reserved ahead")
-        # Decoding sequences come first: a long prompt must not hold up the others' next tokens.
-        decoding = sum(job.to_compute == 1 for job in self._running)
-        budget = max(1, self.config.step_tokens - decoding)
-        for job in list(self._running):
-            if job.kv is None:
-                continue
-            rows = min(job.to_compute, budget) if job.to_compute > 1 else 1
-            if rows == 0:
-                continue
-            try:
-                while job.kv is not None and not job.kv.reserve(rows):
-                    self._make_way(job)
-            except Exception as error:
-                self._finish(job, "error", error)
-            if job.kv is not None:
-                batch.append((job, rows))
-                budget -= rows if job.to_compute > 1 else 0
-        return batch
-
-    # ---- memory is short
-
-    def _make_way(self, job: Job) -> None:
-        if len(self._running) > 1:
-            self._preempt(self._running[-1])
-            return
-        at_fault = self._whom_nobody_helps(job)
-        if at_fault is job:
-            self._finish(job, "error", self._exhausted(job))
-            return
-        # It keeps no slots meanwhile: whoever holds the rest may need them to get on.
-        self._preempt(job)
-        self._starved, self._held_then = job, self._held()
-
-    def _is_starving(self, is_inside: bool) -> bool:
-        """Whether all have to wait for memory that others hold. Ends a job that would wait for ever.
-
-        Args:
-            is_inside: this thread holds the lock beyond this step, so that nobody else gets on meanwhile.
-        """
-        job = self._starved
-        if job is None:
-            return False
-        if not any(now < then for now, then in zip(self._held(), self._held_then)):
-            at_fault = job if is_inside else self._whom_nobody_helps(job)
-            if at_fault is None:
-                return True
-            self._finish(at_fault, "error", self._exhausted(at_fault))
-        self._starved = None
-        return False
-
-    def _held(self) -> tuple[int, int]:
-        """Holds on paths, and slots that are not free: with less of either, a job may find room that found none."""
-        tree, pool = self.memory.tree, self.memory.pool
-        tree.expire_pins()
-        return len(tree.leases) + len(tree.pins), pool.slots - pool.free_slots.free
-
-    def _whom_nobody_helps(self, job: Job) -> Job | None:
-        """The job to end because no thread that holds memory can get on; None where one can.
-
-        A thread cannot that waits for a job of this engine. Where there is such a job by a thread that itself holds
-        memory, that one is at fault, and `job`, which found no room, may find some afterwards.
-        """
-        holders = self._holders.threads()
-        if any(not self._is_stuck(thread) for thread in holders):
-            return None
-        return next((other for other in (job, *self._waiting) if other.completion.thread in holders), job)
-
-    def _is_stuck(self, thread: int) -> bool:
-        """Whether a thread waits for jobs that are not done."""
-        for completions in self._waits.get(thread, ()):
-            if completions is None or not all(completion.done for completion in completions):
-                return True
-        # By steps of its own: `stream` does, and knows nothing to do between them.
-        return thread == threading.get_ident() and any(
-            job.completion.thread == thread for job in (*self._running, *self._waiting)
-        )
-
-    def _exhausted(self, job: Job) -> PoolExhausted:
-        held = self.memory.tree.tiers[0].used_bytes
-        if job.completion.thread in self._holders.threads():
-            return PoolExhausted(
-                f"no slot can be freed for a sequence of {len(job.tokens)} tokens: the thread that asks holds the "
-                "memory itself, in generate() or by a batch of prompts, and waits for this; ask outside of it, or "
-                "raise memory="
-            )
-        return PoolExhausted(
-            f"no slot can be freed for a sequence of {len(job.tokens)} tokens: pins and sequences of "
-            f"generate() hold the pool ({held} bytes in the tree); unpin, or raise memory="
-        )
-
-    def _preempt(self, job: Job) -> None:
-        kv, job.kv = job.kv, None
-        assert kv is not None
-        job.completion.preemptions += 1
-        self.memory.counters["preemptions"] += 1
-        self._running.remove(job)
-        self._waiting.appendleft(job)
-        self._short = True
-        kv.close()
-
-    def _give_way(self) -> bool:
-        """Preempts the youngest job for a sequence handed over, which cannot wait. False where none is left."""
-        if self._is_stepping or not self._running:
-            return False
-        self._preempt(self._running[-1])
-        return True
+    def _make_way(self) -> bool:
+        """Frees slots for a sequence that left the engine; between steps only."""
+        return not self._is_stepping and self._scheduler.make_way()
 
     # ---- what is computed
 
@@ -427,7 +240,7 @@ class Engine:
             except BaseException:
                 # A lower tier's, for nothing else runs here that may raise one. Its token is lost.
                 if job.kv is not None:
-                    self._preempt(job)
+                    self._scheduler.preempt(job)
                 raise
 
     def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
@@ -476,13 +289,7 @@ class Engine:
         """Ends a job and gives back what it holds, or hands it over."""
         completion = job.completion
         kv, job.kv = job.kv, None
-        if kv is None:
-            self._waiting.remove(job)
-        else:
-            self._running.remove(job)
-            self._short = False
-        if job is self._starved:
-            self._starved = None
+        self._scheduler.remove(job, was_running=kv is not None)
         path = [] if kv is None else kv.path
         try:
             if kv is not None and reason == "prefilled":
@@ -510,7 +317,3 @@ class Engine:
                 )
             except Exception:
                 _LOG.exception("a request was not told to the traffic watch")
-
-
-def _int32le(tokens: list[int]) -> bytes:
-    return np.asarray(tokens, np.int32).tobytes()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from weakref import ref
+from weakref import WeakMethod, ref
 
 if TYPE_CHECKING:
     from kvtrie.api.engine.sequence_kv import Holding, SequenceKV
@@ -22,15 +22,21 @@ class HandedOver:
     """Sequences that are held outside the engine. Its users hold the engine's lock.
 
     Args:
-        make_way: frees slots for one of these sequences; False where nothing is left to free.
+        make_way: a method that frees slots for one of these sequences; False where nothing is left to free.
     """
 
     def __init__(self, make_way: Callable[[], bool]) -> None:
-        self.make_way = make_way
+        # Weakly, as the engine owns this: see `Scheduler`.
+        self._make_way = WeakMethod(make_way)
         self._holdings: dict[ref[SequenceKV], tuple[Holding, int]] = {}
         """What each sequence holds, and the thread that holds the sequence."""
         self._lost: list[ref[SequenceKV]] = []
         """Sequences that no longer exist, and were not closed."""
+
+    def make_way(self) -> bool:
+        """Frees slots for one of these sequences; False where nothing is left to free."""
+        make_way = self._make_way()
+        return make_way is not None and make_way()
 
     def add(self, sequence: SequenceKV, holding: Holding, thread: int) -> None:
         """Notes that `thread` holds a sequence, until `remove`."""

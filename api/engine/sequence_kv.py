@@ -4,7 +4,8 @@
     0                shared_chunks * chunk_tokens            context_tokens
 
 The engine and the Hugging Face cache drive sequences through the same few verbs: `open_sequence`,
-`reserve` room for new tokens, run the model, `commit` what was computed, `close`.
+`reserve` room for new tokens, run the model, `commit` what was computed, `close`. Each holds interrupts back while
+memory changes hands.
 """
 
 from __future__ import annotations
@@ -144,11 +145,12 @@ class SequenceKV:
         """Makes room for `rows` new tokens; False (taking nothing) when memory is short."""
         missing = -(-(self.context_tokens + rows) // self._memory.shape.chunk_tokens) - len(self.slots)
         if missing > 0:
-            taken = self._take(missing, self.slots[-1] if self.slots else None)
-            if taken is None:
-                return False
-            self._held.slots += taken
-            self.layout = self._memory.new_layout()
+            with HeldInterrupts():
+                taken = self._take(missing, self.slots[-1] if self.slots else None)
+                if taken is None:
+                    return False
+                self._held.slots += taken
+                self.layout = self._memory.new_layout()
         return True
 
     def hand_over(self, holders: HandedOver, thread: int) -> None:
@@ -177,7 +179,8 @@ class SequenceKV:
         token_bytes_per_chunk = self._memory.shape.chunk_tokens * TOKEN_BYTES
         while not self._sealed and (len(self._held.path) + 1) * token_bytes_per_chunk <= len(self.tokens):
             start = len(self._held.path) * token_bytes_per_chunk
-            self._publish(bytes(self.tokens[start : start + token_bytes_per_chunk]))
+            with HeldInterrupts():
+                self._publish(bytes(self.tokens[start : start + token_bytes_per_chunk]))
 
     def seal(self) -> None:
         """Lets no more chunks enter the tree: what follows is not worth keeping."""
@@ -226,8 +229,11 @@ class SequenceKV:
         Raises:
             PoolExhausted: the copy needs a slot, and there is none.
         """
-        if tokens >= self.context_tokens:
-            return
+        if tokens < self.context_tokens:
+            with HeldInterrupts():
+                self._crop(tokens)
+
+    def _crop(self, tokens: int) -> None:
         memory, tree = self._memory, self._memory.tree
         whole, rest = divmod(tokens, memory.shape.chunk_tokens)
         kept = whole + (rest > 0)
@@ -253,6 +259,10 @@ class SequenceKV:
         Raises:
             PoolExhausted: no slots for the copies.
         """
+        with HeldInterrupts():
+            return self._fork()
+
+    def _fork(self) -> SequenceKV:
         copies = self._copy_of(self._held.private, self._memory.shape.chunk_tokens)
         try:
             lease = self._memory.tree.lease_node(self.node)

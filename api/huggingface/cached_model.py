@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
-from kvtrie.api.engine.engine import Engine, EngineConfig
+from kvtrie.api.engine.engine import Engine
+from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.engine.request import Completion, Request

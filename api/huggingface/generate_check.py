@@ -14,7 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from kvtrie.api.engine.engine import Engine, EngineConfig
+from kvtrie.api.engine.engine import Engine
+from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.scopes import Scopes
 from kvtrie.api.huggingface.generate_arguments import refuse_unservable

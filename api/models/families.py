@@ -68,7 +68,7 @@ FAMILIES = {
     "granitemoe": Family("Granite MoE", has_experts=True),
     "helium": Family("Helium"),
     "hunyuan_v1_dense": Family("Hunyuan dense"),
-    "llama": Family("Llama 1 to 3"),
+    "llama": Family("Llama 1 to 3", wrappers=("llava",)),
     "minimax_m2": Family("MiniMax M2", has_experts=True),
     "ministral": Family("Ministral 8B", has_window=True),
     "ministral3": Family("Ministral 3", has_window=True, wrappers=("mistral3",)),
@@ -85,7 +85,7 @@ FAMILIES = {
     "phimoe": Family(
         "Phi 3.5 MoE", has_experts=True, notes="without a window that is shorter than its positions"
     ),
-    "qwen2": Family("Qwen 2 and 2.5", has_window=True),
+    "qwen2": Family("Qwen 2 and 2.5", has_window=True, wrappers=("llava_onevision",)),
     "qwen2_moe": Family("Qwen 1.5 and 2 MoE", has_experts=True, notes="without a window"),
     "qwen3": Family("Qwen 3", has_window=True),
     "qwen3_moe": Family("Qwen 3 MoE", has_window=True, has_experts=True),

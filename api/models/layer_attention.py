@@ -37,6 +37,7 @@ UNDERSTOOD = frozenset(
         WINDOW,
         SOFTCAP,
         SINKS,
+        "logits_to_keep",
         "output_attentions",
         "output_router_logits",
         "position_ids",

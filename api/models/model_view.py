@@ -17,11 +17,13 @@ them, keep their own attention in whatever thread they run, and an interrupted p
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, update_wrapper
+from functools import partial
 from types import MethodType
 from typing import Any
+from weakref import ref
 
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
@@ -99,18 +101,21 @@ class ModelView:
                     value._attn_implementation_internal = NAME
         text._attn_implementation_internal = NAME
         double = self._doubles[-1]
-        forward = MethodType(type(root).forward, root)
-        if "forward" in self.model.__dict__:
-            forward = _rebound(self.model.__dict__["forward"], double)
+        # Neither the view nor its root is named by it: in a cycle, the model would stay until a garbage collection.
+        wrapper = partial(_forward_of, ref(self))
         # Transformers asks this one's signature, as it would ask the model's own.
-        double.own["forward"] = update_wrapper(partial(self._forward, forward), forward)
+        wrapper.__signature__ = inspect.signature(self.model.forward)  # type: ignore[attr-defined]
+        double.own["forward"] = wrapper
         self.root = root
         self.sync()
 
-    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The root's forward."""
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the root computes; `kwargs` name a step's attention, or hold the cache of a `generate` call."""
         if self.sync():
             return self.root(*args, **kwargs)
+        double = self._doubles[-1]
+        own = self.model.__dict__.get("forward")
+        forward = MethodType(type(self.root).forward, self.root) if own is None else _rebound(own, double)
         for value in kwargs.values():
             # Found by what it is: transformers has renamed the argument before.
             if isinstance(value, PassRunner):
@@ -157,3 +162,9 @@ def _rebound(forward: Any, double: _Double) -> Any:
     if isinstance(forward, MethodType) and forward.__self__ is double.original:
         return MethodType(forward.__func__, double.module)
     return forward
+
+
+def _forward_of(view: ref[ModelView], *args: Any, **kwargs: Any) -> Any:
+    found = view()
+    assert found is not None, "the view is gone"
+    return found.forward(args, kwargs)

@@ -37,7 +37,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture
 def rows_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every forward pass from here on."""
+    """Rows of every forward pass from here on; those of wrapping a model are among them."""
     counts: list[int] = []
     forward = ModelRunner.forward
 
@@ -82,6 +82,7 @@ def test_a_prefix_asked_for_by_many_at_once_is_computed_once(
 ) -> None:
     rows = prompts([SHARED + 3 + i for i in range(8)], shared=SHARED)
     with wrapped(model, chunks=100) as cached:
+        rows_computed.clear()
         completions = complete(cached, *rows, new=NEW)
         for completion in completions:
             assert_same(model, completion)
@@ -97,6 +98,7 @@ def test_generate_computes_a_batch_s_shared_prefix_once(
 ) -> None:
     rows = prompts([SHARED + 3 + i for i in range(6)], shared=SHARED)
     with wrapped(model, chunks=100) as cached:
+        rows_computed.clear()
         cached.generate(**left_padded(rows), max_new_tokens=2)
     # The last token of each row is left to transformers' own loop.
     assert sum(rows_computed) == SHARED + sum(len(row) - 1 - SHARED for row in rows)
@@ -145,6 +147,7 @@ def test_waiters_are_served_chunk_by_chunk_as_they_are_published(model: PreTrain
 
 def test_a_cancelled_claimant_hands_over(model: PreTrainedModel, rows_computed: list[int]) -> None:
     with wrapped(model, engine=EngineConfig(step_tokens=CHUNK)) as cached:
+        rows_computed.clear()
         claimant, *waiters = claimant_and_waiters(cached)
         cached.engine.step()
         claimant.cancel()

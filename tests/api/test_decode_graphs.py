@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from kvtrie.api import PrefixCachedModel, Sampling
 from kvtrie.api.engine.decode_graphs import CudaCapture, DecodeGraphs
-from kvtrie.api.engine.engine import EngineConfig
+from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import device_slot
 from kvtrie.api.engine.request import Completion
 from kvtrie.prefix_tree.errors import InputError

@@ -168,6 +168,27 @@ WITH_IMAGES: dict[str, Callable[[], PreTrainedModel]] = {
             image_token_index=VOCABULARY - 1,
         )
     ),
+    "llava": lambda: hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            text_config=config_of("llama-gqa").to_dict(),
+            vision_config={"model_type": "clip_vision_model", **_VISION, "image_size": 28, "patch_size": 14},
+            image_token_index=VOCABULARY - 1,
+        )
+    ),
+    # Its head hands `logits_to_keep` on to the attention layers.
+    "llava_onevision": lambda: hf.LlavaOnevisionForConditionalGeneration(
+        hf.LlavaOnevisionConfig(
+            text_config=config_of("qwen2").to_dict(),
+            vision_config={
+                "model_type": "siglip_vision_model",
+                **_VISION,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            image_token_index=VOCABULARY - 1,
+            video_token_index=VOCABULARY - 2,
+        )
+    ),
     **{
         f"mistral3 over {text}": lambda text=text: hf.Mistral3ForConditionalGeneration(  # type: ignore[misc]
             hf.Mistral3Config(

@@ -16,6 +16,7 @@ from kvtrie.api.models.families import FAMILIES, NOT_SERVED, Family
 from kvtrie.api.models.layer_attention import SINKS, SOFTCAP, WINDOW
 from kvtrie.prefix_tree.errors import UnsupportedModel
 from tests.api.models import CONFIGS, tiny_model
+from tests.api.test_exactness import WITH_IMAGES
 
 _TINY = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _LLAMA_LIKE = {**_TINY, "intermediate_size": 32, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -76,6 +77,11 @@ def test_every_family_served_has_exactness_tests() -> None:
         except AttributeError:
             pytest.skip(f"transformers {hf.__version__} does not have all of them")
     assert tested == FAMILIES.keys()
+
+
+def test_every_model_that_adds_images_is_tried() -> None:
+    said = {wrapper for family in FAMILIES.values() for wrapper in family.wrappers}
+    assert {name.split()[0] for name in WITH_IMAGES} == said
 
 
 def test_every_family_refused_by_name_is_tried() -> None:

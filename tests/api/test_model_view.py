@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -74,6 +76,23 @@ def test_generating_on_a_static_cache_in_another_thread() -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_wrapper_that_is_dropped_frees_its_memory_at_once(model: PreTrainedModel) -> None:
+    """Not at some later garbage collection: the pool may be most of a device."""
+    gc.collect()
+    gc.disable()
+    try:
+        with wrapped(model) as cached:
+            complete(cached, ROW)
+            cached.generate(torch.tensor([ROW]), max_new_tokens=3)
+            view = weakref.ref(cached._facts.view.root)
+            pool = weakref.ref(cached.engine.memory.pool)
+        del cached
+        assert pool() is None
+        assert view() is None
+    finally:
+        gc.enable()
 
 
 def test_defaults_replaced_after_wrapping(model: PreTrainedModel) -> None:
