@@ -75,7 +75,10 @@ class Holds:
     def release(self, lease: Lease) -> None:
         """See `PrefixTree.release`."""
         self.leases.remove(lease)
-        self._touch(lease.node, lease.held)
+        self.tick = tick = self.tick + 1
+        lease.node.used_seconds = self.steady()
+        for residence in lease.held:
+            residence.last_use = tick
         if lease.uses:
             for residence in lease.held:
                 tier = self._tiers[residence.tier]
@@ -133,18 +136,14 @@ class Holds:
         return held + held_bytes(self.pins, tier, seen) <= size_bytes
 
     def _hold(self, node: Node, held: list[Residence]) -> None:
-        self._touch(node, held)
+        # Of a path that ends in a lower tier, the upper tiers' part is in use too.
+        self.tick = tick = self.tick + 1
+        node.used_seconds = self.steady()
         for residence in held:
+            residence.last_use = tick
             residence.holds += 1
 
     def _unhold(self, held: list[Residence]) -> None:
         for residence in held:
             residence.holds -= 1
             self._tiers[residence.tier].settle(residence)
-
-    def _touch(self, node: Node, held: list[Residence]) -> None:
-        # Of a path that ends in a lower tier, the upper tiers' part is in use too.
-        self.tick = tick = self.tick + 1
-        node.used_seconds = self.steady()
-        for residence in held:
-            residence.last_use = tick

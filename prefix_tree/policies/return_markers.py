@@ -49,11 +49,11 @@ class ReturnMarkers:
     def __init__(self, returns: ReturnTimes, limit: int) -> None:
         self._returns = returns
         self._limit = limit
-        self._markers: dict[bytes, Marker] = {}
+        self._by_key: dict[bytes, Marker] = {}
         """By chunk key, oldest first."""
 
     def __contains__(self, node: Node) -> bool:
-        return node.key in self._markers
+        return node.key in self._by_key
 
     def recall(self, path: list[Node], now: float) -> tuple[TurnBefore | None, dict[int, Marker]]:
         """Takes up all markers along a path.
@@ -64,7 +64,7 @@ class ReturnMarkers:
         before: TurnBefore | None = None
         forks: dict[int, Marker] = {}
         for depth, node in enumerate(path):
-            marker = self._markers.get(node.key)
+            marker = self._by_key.get(node.key)
             if marker is None:
                 continue
             self._take_up(marker)
@@ -76,14 +76,14 @@ class ReturnMarkers:
 
     def mark(self, node: Node, marker: Marker, now: float) -> None:
         """Leaves a marker at a chunk that has none; may drop the oldest."""
-        self._markers[node.key] = marker
+        self._by_key[node.key] = marker
         marker.keys.append(node.key)
-        if len(self._markers) > self._limit:
-            oldest = next(iter(self._markers.values()))
+        if len(self._by_key) > self._limit:
+            oldest = next(iter(self._by_key.values()))
             self._take_up(oldest)
             if oldest.place is not None:
                 self._returns.close(oldest.place, now, returned=False)
 
     def _take_up(self, marker: Marker) -> None:
         for key in marker.keys:
-            del self._markers[key]
+            del self._by_key[key]
