@@ -78,6 +78,7 @@ def attend_items(
     # wider than 128 would spill. The query stays in the cache then, and comes with the key a few dims at a time.
     KEY_STEP: tl.constexpr = 32 if PRECISION == "tf32x3" and KEY_DIM > 128 else BLOCK_KEY_DIM  # noqa: N806
     dtype: tl.constexpr = p_query.dtype.element_ty
+    # 1. This program's item and KV head.
     i_item = tl.program_id(0)
     i_head = tl.program_id(1)
     # The grid covers a captured graph's capacity; the plan of the moment may have fewer items.
@@ -92,6 +93,7 @@ def attend_items(
     end_token = tl.load(p_item + ITEM_END_TOKEN)
     start_position = tl.load(p_item + ITEM_START_POSITION)
 
+    # 2. The tile: (row, group head) pairs, their positions and queries.
     o_m = m_start + tl.arange(0, BLOCK_M)
     row = first_row + o_m // GROUP
     head = i_head * GROUP + o_m % GROUP
@@ -111,6 +113,7 @@ def attend_items(
             other=0.0,
         )
 
+    # 3. Tokens of the run that some row of the tile can see.
     # Causality and the window cut whole blocks off both ends of the run.
     last = tl.max(tl.where(m_row, position, -1), 0) - start_position + 1
     end_token = tl.minimum(end_token, last)
@@ -118,6 +121,7 @@ def attend_items(
         lowest = tl.min(tl.where(m_row, position, 2147483647), 0) - window + 1 - start_position
         from_token = tl.maximum(from_token, lowest)
 
+    # 4. Attend to them block by block, with an online softmax.
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_VALUE_DIM], tl.float32)
@@ -196,6 +200,7 @@ def attend_items(
     if QUANTISED:
         acc *= unit
 
+    # 5. Store a partial, or ...
     if STORES_PARTIAL:
         partial_at = tl.load(p_item + ITEM_PARTIAL_AT)
         out = acc / tl.where(total == 0, 1.0, total)[:, None]
@@ -208,6 +213,7 @@ def attend_items(
             mask=m_row[:, None] & m_value[None, :],
         )
     else:
+        # 6. ... merge the partials of these rows and the sink, and write the output.
         merges_at = tl.load(p_item + ITEM_MERGES_AT)
         first_merge = tl.load(p_merge_index + merges_at * 2)
         merges = tl.load(p_merge_index + merges_at * 2 + 1)
@@ -231,7 +237,7 @@ def attend_items(
             total = total * shrink + weight
             peak = new_peak
         if HAS_SINKS:
-            # A sink takes weight and gives nothing; added once, after everything else.
+            # A sink adds to the total and has no value; added once, after all partials.
             sink = tl.load(p_sinks + head, mask=m_row, other=float("-inf")) * log2e
             new_peak = tl.maximum(peak, sink)
             anchor = tl.where(new_peak == float("-inf"), 0.0, new_peak)

@@ -44,6 +44,7 @@ def attend_stored(
     variant: Variant = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """As `attend_triton`, over one layer's keys and values wherever they are stored."""
+    # 1. Outputs, and room for partials.
     query = query.contiguous()
     rows, q_heads, key_dim = query.shape
     variant.check_heads(q_heads, query.device)
@@ -54,6 +55,7 @@ def attend_stored(
     partial_out = torch.empty(partials, value_dim, dtype=torch.float32, device=query.device)
     partial_lse = torch.empty(partials, dtype=torch.float32, device=query.device)
     none = partial_lse  # stands in for pointers the variant does not read
+    # 2. The two launches: items that store partials, then items that finish rows.
     for stores_partial, items, count, tiling in (
         (True, launch.items_partial, launch.sizes.partial_items, launch.tilings.partial),
         (False, launch.items_finish, launch.sizes.finish_items, launch.tilings.finish),

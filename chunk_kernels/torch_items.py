@@ -144,6 +144,7 @@ def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> li
     touched = [False] * len(sequences)
     items: list[WorkItem] = []
     private: list[Run] = []
+    # 1. Runs in plan order; short private runs of decoding rows are left for one slab.
     for run in plan.runs:
         only = sequences[plan.order[run.first_reader]]
         if run.readers == 1 and only.rows == 1 and len(run.slots) <= SLAB_CHUNKS:
@@ -157,6 +158,7 @@ def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> li
             start += span.tokens
             for reader in readers:
                 touched[reader] = True
+    # 2. The new tokens of each prefill, among themselves.
     for place, index in enumerate(plan.order):
         sequence = sequences[index]
         if sequence.rows > 1:
@@ -165,6 +167,7 @@ def _items(plan: Plan, sequences: Sequence[StepSequence], pool: ChunkPool) -> li
             span = Span(tuple(sequence.slots[first:last]), sequence.context_tokens % chunk, sequence.rows)
             rows = plan.row_starts[place], plan.row_starts[place + 1]
             items.append(CausalItem(span, sequence.context_tokens, *rows, fresh=not touched[place]))
+    # 3. One slab of the private runs whose rows have no item yet, and one of the others.
     for fresh in (True, False):
         runs = [run for run in private if touched[run.first_reader] is not fresh]
         if runs:
@@ -185,6 +188,7 @@ def _spans(run: Run, chunk: int) -> list[Span]:
 
 
 def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> SlabItem:
+    # 1. Is the slab a strided view, or must its slots be gathered?
     device = pool.device
     chunks = max(len(run.slots) for run in runs)
     lengths = tuple(run.tokens for run in runs)
@@ -197,6 +201,7 @@ def _slab(runs: Sequence[Run], plan: Plan, pool: ChunkPool, fresh: bool) -> Slab
         # Equally long, too: a shorter one's padding would be a neighbour's slot, and its NaN would get out.
         and all(len(run.slots) == chunks and Span(run.slots, 0, 1).adjacent for run in runs)
     )
+    # 2. Slots and mask, padded to the longest run.
     # Padding repeats a run's own last slot: masked, and never another sequence's chunk.
     padded = [run.slots + (run.slots[-1],) * (chunks - len(run.slots)) for run in runs]
     return SlabItem(

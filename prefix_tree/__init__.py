@@ -1,7 +1,6 @@
 """The structure of the cache: namespaces, chunk keys, the tree, and the plan. Plain integers, no torch."""
 
 from kvtrie.prefix_tree.check import check
-from kvtrie.prefix_tree.claims import Claim
 from kvtrie.prefix_tree.errors import (
     AccessDenied,
     CapacityError,
@@ -17,10 +16,10 @@ from kvtrie.prefix_tree.errors import (
     StoreUnavailable,
     UnsupportedModel,
 )
-from kvtrie.prefix_tree.holds import Lease, Pin
+from kvtrie.prefix_tree.held_paths import Lease, Pin
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.namespace import Namespace
-from kvtrie.prefix_tree.node import Node, Residence, Root
+from kvtrie.prefix_tree.node import Claim, Node, Residence, Root
 from kvtrie.prefix_tree.plan import Plan, PlanSequence, Run
 from kvtrie.prefix_tree.plan_check import check_plan
 from kvtrie.prefix_tree.planner import Planner, make_plan

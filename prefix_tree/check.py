@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from kvtrie.prefix_tree.holds import Lease, Pin
+from kvtrie.prefix_tree.held_paths import Lease, Pin
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 from kvtrie.prefix_tree.node import Node, Residence
 from kvtrie.prefix_tree.tier import ScopeBytes

@@ -32,6 +32,7 @@ def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
     Raises:
         InputError: not one-dimensional, not integers (bools are none), negative, or beyond int32.
     """
+    # 1. An array of one dimension.
     try:
         array = np.asarray(tokens)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -44,6 +45,7 @@ def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
         raise InputError(f"tokens must be one-dimensional, got {what}")
     if array.size == 0:
         return np.empty(0, np.int32)
+    # 2. Integers.
     types = set(map(type, tokens)) if isinstance(tokens, list | tuple) else set()
     if bool in types:
         # NumPy takes a list of bools and integers for integers.
@@ -55,6 +57,7 @@ def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> TokenArray:
         low, high = int(array.min()), int(array.max())
     else:
         raise InputError(f"tokens must be integers, got {array.dtype}")
+    # 3. Within int32.
     if low < 0 or high > 0x7FFFFFFF:
         raise InputError(f"token id {low if low < 0 else high} is outside 0..2147483647")
     return np.ascontiguousarray(array, np.int32)

@@ -21,8 +21,10 @@ class Matching:
 
     def longest(self, root: Root, tokens: bytes, readable: Iterable[Root]) -> Match:
         """The longest match in `root`'s namespace, in `readable` ones, and through those into `root`'s grafts."""
+        # 1. In the namespace itself.
         best = self._onwards(root, root, [], root.key, tokens)
         awaits = best.awaits
+        # 2. In each shared scope it may read, and from there into the grafts of its own namespace.
         for shared in readable:
             if shared is root:
                 continue
@@ -38,6 +40,7 @@ class Matching:
                     best = found
                 if found.awaits is not None and (awaits is None or found.awaits.depth > awaits.depth):
                     awaits = found.awaits
+        # 3. The chunk key in the own namespace, from which the next chunk's key is computed.
         if best.node.root is not root:
             best.chain_key = chain_key(root.key, tokens, len(best.path), self.chunk_tokens, self.digest)
         best.root = root

@@ -5,7 +5,7 @@
 
 A node carries per-tier state in `at[tier]`: a `Residence`, or None where the tier does not hold it.
 Hits, uses, last use and readers are kept on the deepest node a request touched; an ancestor's are the sum
-(or latest) over its subtree, settled upwards when a leaf goes. That keeps every touch O(tiers).
+(or latest) over its subtree, settled upwards when a leaf is evicted. That keeps every touch O(tiers).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from sortedcontainers import SortedKeyList
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 
 if TYPE_CHECKING:
-    from kvtrie.prefix_tree.claims import Claim
     from kvtrie.prefix_tree.namespace import Namespace
 
 _by_tokens = attrgetter("tokens")
@@ -31,7 +30,7 @@ Siblings = MutableSequence["Node"]
 small and fast, a `SortedKeyList` beyond, because a list moves half of itself at every change."""
 
 Children = Union["Node", Siblings]
-"""An only child stands for itself: most nodes are links of a chain, and a list each would cost as much as half
+"""An only child is kept without a list: most nodes are links of a chain, and a list each would cost as much as half
 a node."""
 
 _FEW = 256
@@ -64,12 +63,12 @@ class Residence:
         self.children = 0
         """Children resident in this tier."""
         self.children_ever = 0
-        """Children that have been stored below it in this tier, those that have gone included."""
+        """Children that have been stored below it in this tier, evicted ones included."""
         self.holds = 0
         """Leases and pins on exactly this node."""
         self.uses = 0
-        """Requests that ended here, or at a descendant that has since left this tier. So a leaf's uses are
-        all requests that came through it while it was here, the one that stored it included."""
+        """Requests whose path ended here, or at a descendant that has left this tier since. So a leaf's uses are
+        all requests that came through it while it was in this tier, the one that stored it included."""
         self.stored_at = tick
         """Tick of the tree's clock when it came into this tier."""
         self.last_use = tick
@@ -77,7 +76,7 @@ class Residence:
         self.queued_at = -1
         """The tick the eviction policy has it queued under, if that queues by ticks; -1 otherwise."""
         self.credit = 0.0
-        """The eviction policy's own note; an ancestor's is at least that of every child that has left."""
+        """The eviction policy's own note; an ancestor's is at least that of every child that was evicted."""
 
     @property
     def evictable(self) -> bool:
@@ -120,11 +119,11 @@ class Node:
         self.claim: Claim | None = None
         """The claim that is computing this chunk; None once it is resident."""
         self.hits = 0
-        """Requests whose deepest reused chunk was this node, or a descendant that has since gone."""
+        """Requests whose deepest reused chunk was this node, or a descendant that has been evicted since."""
         self.created_seconds = now
-        """Time of its making, on the tree's steady clock."""
+        """When it was made, on the tree's steady clock."""
         self.used_seconds = now
-        """Time of its last use, or of that of a descendant that has since gone, on the tree's steady clock."""
+        """Time of its last use, or of a descendant's that has been evicted since, on the tree's steady clock."""
 
     @property
     def created_at(self) -> float:
@@ -138,7 +137,7 @@ class Node:
 
     @property
     def largest_bytes(self) -> int:
-        """What it takes in the tier where it takes most; 0 while it is pending."""
+        """Its size in the tier where it is largest; 0 while it is pending."""
         return max((here.size_bytes for here in self.at if here is not None), default=0)
 
     @property
@@ -220,6 +219,20 @@ class Node:
             node = node.parent
         nodes.reverse()
         return nodes
+
+
+class Claim:
+    """Pending nodes of one request, in path order; `PrefixTree.publish` takes them one by one.
+
+    The first request to need a chunk claims a pending node for it, so that one chunk is computed once; later ones
+    see `Match.awaits` and wait without holding slots. A claim that is abandoned (cancelled, preempted, failed)
+    leaves its unpublished nodes unclaimed: the first waiter to match again finds nothing there and claims them.
+    """
+
+    __slots__ = ("nodes",)
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
 
 
 class Root(Node):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from heapq import heapify, heappop, heappush
 
-from kvtrie.prefix_tree.holds import Pin
+from kvtrie.prefix_tree.held_paths import Pin
 from kvtrie.prefix_tree.node import Node
 
 

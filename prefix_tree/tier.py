@@ -1,4 +1,4 @@
-"""One tier's book-keeping: capacity, what is used and reserved per scope, and who goes next.
+"""One tier's book-keeping: capacity, bytes used and reserved per scope, and which leaf is evicted next.
 
     free ──reserve──> pending ──store──> used ──evict──> free
                          └───unreserve──> free
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class ScopeBytes:
-    """What one scope occupies in one tier."""
+    """Bytes that one scope occupies in one tier."""
 
     used_bytes: int = 0
     """Bytes of chunks in the tree."""
@@ -35,15 +35,15 @@ class Tier:
     """Book-keeping of one tier; the bytes themselves belong to the pool or store behind it.
 
     A policy that raises is given up: the error is logged and kept in `policy_error`, and from then on leaves are
-    evicted by LRU. An eviction under way goes on, and no request fails for it.
+    evicted by LRU. An eviction in progress continues, and no request fails for it.
 
     Args:
         name: shown in dumps and figures.
-        capacity_bytes: all there is.
-        policy: who goes next; LRU when left out.
-        shares: bytes that each named scope keeps while others have leaves above theirs to give.
-        quotas: bytes that each named scope may occupy: what it holds beyond goes before all else. The tree
-            does not refuse what is stored; ask `over_quota_bytes` before, or evict after.
+        capacity_bytes: size of the tier.
+        policy: which leaf is evicted next; LRU when left out.
+        shares: bytes that each named scope keeps, while other scopes above their share have leaves to evict.
+        quotas: bytes that each named scope may occupy: chunks above a scope's quota are evicted first. The tree
+            stores them all the same; ask `over_quota_bytes` before, or evict after.
 
     Raises:
         InputError: shares below zero or above the capacity together, or a quota below its scope's share.
@@ -68,7 +68,7 @@ class Tier:
         """The order in which leaves are evicted, shares and quotas included."""
         self._follow(policy if policy is not None else LeastRecentlyUsed())
         self.policy_error: Exception | None = None
-        """What the policy raised, where it was given up."""
+        """The error for which the policy was given up; None if it was not."""
         self._residences: Callable[[], Iterable[Residence]] = tuple
         self.used_bytes = 0
         self.pending_bytes = 0
@@ -90,7 +90,7 @@ class Tier:
             self._limits.grew(scope, size_bytes)
 
     def unreserve(self, scope: str, size_bytes: int) -> None:
-        """Gives back what `reserve` booked."""
+        """Undoes a `reserve`."""
         self.pending_bytes -= size_bytes
         self._scope(scope).pending_bytes -= size_bytes
         assert self.scopes[scope].pending_bytes >= 0
@@ -106,28 +106,28 @@ class Tier:
             self._limits.grew(scope, size_bytes)
 
     def left(self, scope: str, size_bytes: int) -> None:
-        """Books a node of `scope` that is resident no longer."""
+        """Books that a node of `scope` is not resident any more."""
         self.used_bytes -= size_bytes
         self.chunks -= 1
         self.scopes[scope].used_bytes -= size_bytes
         self._forget_if_empty(scope)
 
     def occupied_bytes(self, scope: str) -> int:
-        """What a scope occupies here: chunks in the tree, and what its requests have reserved."""
+        """Bytes that a scope occupies here: its chunks in the tree, and what its requests have reserved."""
         booked = self.scopes.get(scope)
         return 0 if booked is None else booked.used_bytes + booked.pending_bytes
 
     def over_quota_bytes(self, scope: str, more_bytes: int = 0) -> int:
-        """What a scope has to give up before it may occupy `more_bytes` more; 0 where it has no quota."""
+        """Bytes that must be evicted from a scope before it may occupy `more_bytes` more; 0 if it has no quota."""
         if scope not in self._quotas:
             return 0
         return max(0, self.occupied_bytes(scope) + more_bytes - self._quotas[scope])
 
     def victim(self, scope: str | None = None) -> Residence | None:
-        """Takes out the leaf to evict next, or of one scope that has a quota; None when there is none.
+        """Takes out the leaf to evict next, of all scopes or of one that has a quota; None when there is none.
 
         Raises:
-            InputError: the scope has no quota here: its leaves are not kept apart.
+            InputError: the scope has no quota here, so its leaves are not queued apart.
         """
         if scope is not None and scope not in self._quotas:
             raise InputError(f"scope {scope} has no quota in tier {self.name}; evict without naming a scope")
@@ -144,7 +144,7 @@ class Tier:
         return self._limits.victim_of(scope)
 
     def settle(self, residence: Residence) -> None:
-        """Queues the residence for eviction if nothing keeps it."""
+        """Queues the residence for eviction if it has no resident child and no hold."""
         if residence.children == 0 and residence.holds == 0:
             try:
                 self.policy.add(residence)
@@ -157,7 +157,7 @@ class Tier:
             self.settle(residence)
 
     def serve(self, residences: Callable[[], Iterable[Residence]]) -> None:
-        """Becomes a tier of the tree whose residences in it are listed so."""
+        """Attaches the tier to a tree; `residences` lists what the tree has in this tier."""
         self._residences = residences
 
     def _follow(self, policy: EvictionPolicy) -> None:
@@ -166,11 +166,11 @@ class Tier:
             return
         self.policy = self._limits = ScopeLimits(policy, self._shares, self._quotas, self.occupied_bytes)
         for scope in self._quotas:
-            # Nothing more, but from now on it is looked at whether the scope is above its quota.
+            # Growth by 0 bytes: it makes the limits look whether the scope is above its quota.
             self._limits.grew(scope, 0)
 
     def give_up_policy(self, error: Exception) -> None:
-        """Goes on by LRU, because the policy raised `error`. The tree must be whole. O(nodes)."""
+        """Evicts by LRU from now on, because the policy raised `error`. The tree must be whole. O(nodes)."""
         _LOG.error(
             "tier %s: its eviction policy failed; least recently used from here on", self.name, exc_info=error
         )

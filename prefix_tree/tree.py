@@ -1,4 +1,4 @@
-"""The prefix tree: match, lease, claim, insert, pin, evict. Structure and book-keeping only.
+"""The prefix tree: match, claim, insert, evict; leases and pins are in `holds.py`. Structure and book-keeping only.
 
 A node's bytes belong to whoever owns the tier (the device pool, a host store); the tree knows them by
 an opaque handle. Who owns a handle when:
@@ -22,15 +22,14 @@ from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
-from kvtrie.prefix_tree.claims import Claim
-from kvtrie.prefix_tree.errors import InputError, PinBudgetExceeded
-from kvtrie.prefix_tree.holds import Lease, Pin, held_bytes, residences_to_hold
+from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.held_paths import Lease, Pin
+from kvtrie.prefix_tree.holds import Holds
 from kvtrie.prefix_tree.keys import TOKEN_BYTES, Digest, chain_key
 from kvtrie.prefix_tree.match import Match
 from kvtrie.prefix_tree.matching import Matching
 from kvtrie.prefix_tree.namespace import Namespace
-from kvtrie.prefix_tree.node import Node, Residence, Root
-from kvtrie.prefix_tree.pin_book import PinBook
+from kvtrie.prefix_tree.node import Claim, Node, Residence, Root
 from kvtrie.prefix_tree.roots import ROOT_BYTES, Roots
 from kvtrie.prefix_tree.tier import Tier
 from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
@@ -38,7 +37,7 @@ from kvtrie.prefix_tree.tombstones import Tombstone, Tombstones
 _SET_SECONDS = 0.1
 """A wall clock that is off by more than this was set; less is drift."""
 REMEMBERED_BYTES = 16 << 20
-"""Memory for what has left a tree, unless it is told otherwise."""
+"""Default of `PrefixTree(remembered_bytes=...)`."""
 
 
 class Evicted(NamedTuple):
@@ -59,8 +58,8 @@ class PrefixTree:
         clock: unix seconds, for what people read. It may be set back.
         steady: seconds of a clock that is never set; every lifetime and age follows it.
         tombstones_per_scope: how many evictions each scope remembers.
-        remembered_bytes: memory for what has left: half for tombstones of all scopes together, half for roots of
-            namespaces that hold nothing.
+        remembered_bytes: memory for what was evicted: half for tombstones of all scopes together, half for roots of
+            namespaces without nodes.
         pin_budget_bytes: most bytes each scope may pin; None for no limit.
 
     Raises:
@@ -86,37 +85,44 @@ class PrefixTree:
         self.chunk_tokens = chunk_tokens
         self.tiers = list(tiers)
         self.clock = clock
-        self.steady = steady
         self._unix_less_steady = inf
-        """What makes unix seconds of the steady clock's, as of the last time the wall clock was seen to be set."""
+        """Add it to steady seconds to get unix seconds; renewed when the wall clock was set."""
         self.tombstones = Tombstones(tombstones_per_scope, remembered_bytes // 2)
         self.evictions: Counter[str] = Counter()
         """Evicted chunks by reason."""
-        self.leases: set[Lease] = set()
-        self._pin_book = PinBook()
-        self.pins: Set[Pin] = self._pin_book.pins
+        self._holds = Holds(self.tiers, steady, pin_budget_bytes)
+        self._pin_book = self._holds.pin_book
+        self.leases: Set[Lease] = self._holds.leases
+        self.pins: Set[Pin] = self._holds.pins
         """Pins in force, and those whose time is over that nothing has run into yet."""
-        self._pin_budget_bytes = pin_budget_bytes
         self._digest = digest
         self._roots = Roots(self._new_root, remembered_bytes // 2 // ROOT_BYTES)
         self._index: dict[bytes, Node] = {}
         self._collided: set[Node] = set()
         """Nodes that are not in the index, because another node has their key."""
         self._matching = Matching(self._index, digest, chunk_tokens)
-        self._tick = 0
         self._untold: list[list[Evicted]] = [[] for _ in tiers]
-        """By tier, what an `evict` took out that was interrupted before it could return it."""
+        """By tier, chunks that an `evict` took out and could not return, because it was interrupted."""
         for number, tier in enumerate(self.tiers):
             tier.serve(partial(self._residences, number))
 
     # ---- reading
 
+    @property
+    def steady(self) -> Callable[[], float]:
+        """Seconds of a clock that is never set."""
+        return self._holds.steady
+
+    @steady.setter
+    def steady(self, steady: Callable[[], float]) -> None:
+        self._holds.steady = steady
+
     def root(self, namespace: Namespace) -> Root:
-        """The root of a namespace: the same object for as long as anybody holds it, or a node is below it."""
+        """The root of a namespace: the same object as long as it has a node below it, or somebody refers to it."""
         return self._roots.of(namespace)
 
     def _new_root(self, namespace: Namespace) -> Root:
-        return Root(namespace, len(self.tiers), self.steady(), self.unix_of)
+        return Root(namespace, len(self.tiers), self._holds.steady(), self.unix_of)
 
     def roots(self) -> list[Root]:
         """The root of every namespace that has a node, and of the last few that have none: see `roots.py`."""
@@ -127,15 +133,15 @@ class PrefixTree:
 
         A time has the same unix seconds whenever it is asked for, until the wall clock is set.
         """
-        before = self.steady()
+        before = self._holds.steady()
         difference = self.clock() - before
-        # What passed between the readings is no setting of the clock.
-        if abs(difference - self._unix_less_steady) > _SET_SECONDS + self.steady() - before:
+        # Time that passed between the two readings does not mean that the clock was set.
+        if abs(difference - self._unix_less_steady) > _SET_SECONDS + self._holds.steady() - before:
             self._unix_less_steady = difference
         return steady_seconds + self._unix_less_steady
 
     def pinned_bytes(self, scope: str) -> int:
-        """What a scope has pinned, each chunk once, in the tier where it is largest."""
+        """Bytes that a scope has pinned: each chunk once, at its size in the tier where it is largest."""
         return self._pin_book.bytes_of(scope)
 
     def figures(self) -> dict[str, int]:
@@ -192,37 +198,15 @@ class PrefixTree:
 
         O(tiers), and a walk up the path in each tier that does not hold its last chunk.
         """
-        lease = self.lease_node(match.node, uses=1)
-        if match.cached_tokens:
-            (match.partial if match.partial is not None else match.node).hits += 1
-        return lease
+        return self._holds.lease(match)
 
     def lease_node(self, node: Node, uses: int = 0) -> Lease:
         """Holds the path to `node` without counting a hit; counts as `uses` uses, one if it is for a request."""
-        held = residences_to_hold(node)
-        if uses:
-            for residence in held:
-                residence.uses += uses
-                tier = self.tiers[residence.tier]
-                try:
-                    tier.policy.used(residence, self._tick + 1)
-                except Exception as error:
-                    tier.give_up_policy(error)
-        self._hold(node, held)
-        lease = Lease(node, held, uses)
-        self.leases.add(lease)
-        return lease
+        return self._holds.lease_node(node, uses)
 
     def extend(self, lease: Lease, node: Node) -> None:
         """Moves a lease, and the use it counts for, to another node of the tree, which must be resident."""
-        held = residences_to_hold(node)
-        self._hold(node, held)
-        for residence in held:
-            residence.uses += lease.uses
-        for residence in lease.held:
-            residence.uses -= lease.uses
-        left, lease.node, lease.held = lease.held, node, held
-        self._unhold(left)
+        self._holds.extend(lease, node)
 
     def release(self, lease: Lease) -> None:
         """Ends a lease.
@@ -230,16 +214,7 @@ class PrefixTree:
         Raises:
             KeyError: the lease has ended already.
         """
-        self.leases.remove(lease)
-        self._touch(lease.node, lease.held)
-        if lease.uses:
-            for residence in lease.held:
-                tier = self.tiers[residence.tier]
-                try:
-                    tier.policy.finished(residence, lease.matched.get(residence.tier, 0))
-                except Exception as error:
-                    tier.give_up_policy(error)
-        self._unhold(lease.held)
+        self._holds.release(lease)
 
     def pin(self, node: Node, name: str = "", seconds: float | None = None) -> Pin:
         """Holds the path to `node` until `unpin`, or for so many `seconds` of the steady clock.
@@ -250,56 +225,15 @@ class PrefixTree:
             InputError: `node` is a root or pending: there is nothing to hold; or `seconds` is not above 0.
             PinBudgetExceeded: the scope would pin more than `pin_budget_bytes`.
         """
-        if node.depth == 0:
-            raise InputError("nothing to pin: the prompt has no whole chunk in the cache")
-        if not node.is_resident:
-            raise InputError("nothing to pin: the prompt's last whole chunk is still being computed")
-        if seconds is not None and not seconds > 0:
-            raise InputError(
-                f"a pin for {seconds} seconds holds nothing; give more than 0, or no time at all"
-            )
-        self.expire_pins()
-        if self._pin_budget_bytes is not None:
-            pinned = self._pin_book.bytes_with(node)
-            if pinned > self._pin_budget_bytes:
-                raise PinBudgetExceeded(
-                    f"pinning {name or 'this path'} would hold {pinned} bytes for scope {node.root.scope}, whose "
-                    f"budget is {self._pin_budget_bytes}; unpin something, or raise the budget"
-                )
-        ends_seconds = None if seconds is None else self.steady() + seconds
-        pin = Pin(node, residences_to_hold(node), name, ends_seconds)
-        self._hold(node, pin.held)
-        self._pin_book.add(pin)
-        return pin
+        return self._holds.pin(node, name, seconds)
 
     def unpin(self, pin: Pin) -> None:
         """Ends a pin; a pin that has expired already is fine."""
-        if pin in self.pins:
-            self._pin_book.remove(pin)
-            self._unhold(pin.held)
+        self._holds.unpin(pin)
 
     def expire_pins(self) -> None:
         """Ends every pin whose time is over. O(log pins) for each of these."""
-        now = self.steady()
-        while (pin := self._pin_book.over(now)) is not None:
-            self.unpin(pin)
-
-    def _hold(self, node: Node, held: list[Residence]) -> None:
-        self._touch(node, held)
-        for residence in held:
-            residence.holds += 1
-
-    def _unhold(self, held: list[Residence]) -> None:
-        for residence in held:
-            residence.holds -= 1
-            self.tiers[residence.tier].settle(residence)
-
-    def _touch(self, node: Node, held: list[Residence]) -> None:
-        # Of a path that ends in a lower tier, the upper tiers' part is in use too.
-        self._tick += 1
-        node.used_seconds = self.steady()
-        for residence in held:
-            residence.last_use = self._tick
+        self._holds.expire_pins()
 
     # ---- growing
 
@@ -310,13 +244,13 @@ class PrefixTree:
         """
         assert match.awaits is None, "a request that must wait claims nothing"
         claim, parent, key = Claim([]), match.node, match.chain_key
-        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self._holds.steady()
         for end in range(
             (len(match.path) + 1) * token_bytes_per_chunk, len(tokens) + 1, token_bytes_per_chunk
         ):
             chunk = tokens[end - token_bytes_per_chunk : end]
             if parent is match.node and parent.find(match.root, chunk) is not None:
-                # The match was made of all tokens but the last, so it could not reach a last chunk that is there.
+                # The match left the last token out, so it could not reach a last chunk that is in the tree.
                 break
             key = self._digest(key + chunk)
             parent = self._attach(parent, match.root, key, chunk, now)
@@ -330,12 +264,12 @@ class PrefixTree:
         assert node.parent is not None
         stored = self.insert(node.parent, node.root, node.key, node.tokens, tier, handle, size_bytes)
         if claim.nodes:
-            # Another node, where somebody else stored this chunk and it has gone since.
+            # Another node than the claimed one, if somebody else stored this chunk and it was evicted since.
             claim.nodes[0].parent = stored
         return stored
 
     def abandon(self, claim: Claim) -> None:
-        """Gives up what a claim has not published; waiters find nothing there and may claim it."""
+        """Gives up the unpublished nodes of a claim; waiters match again, miss them and may claim them."""
         for node in reversed(claim.nodes):
             if node.claim is claim:
                 node.claim = None
@@ -347,10 +281,10 @@ class PrefixTree:
     ) -> Node:
         """Stores one whole chunk below `parent`, in the namespace of `root`.
 
-        Returns the node that now stands there. If its handle is not the one passed, another request
-        stored the chunk first, and the handle passed is still the caller's.
+        Returns the node of this chunk. If its handle is not the one passed, another request stored the chunk
+        first, and the handle passed is still the caller's.
         """
-        node = self._store(parent, root, key, chunk, tier, handle, size_bytes, self.steady())
+        node = self._store(parent, root, key, chunk, tier, handle, size_bytes, self._holds.steady())
         residence = node.at[tier]
         assert residence is not None
         self.tiers[tier].settle(residence)
@@ -359,10 +293,13 @@ class PrefixTree:
     def insert_path(
         self, match: Match, tokens: bytes, tier: int, handles: Sequence[object], size_bytes: int
     ) -> list[Node]:
-        """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one."""
+        """Stores the whole chunks of `tokens` beyond a match, `size_bytes` each, as `insert` would one by one.
+
+        For replaying traces and for tests: an engine publishes chunks one by one.
+        """
         nodes: list[Node] = []
         parent, key, root = match.node, match.chain_key, match.root
-        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self.steady()
+        token_bytes_per_chunk, now = self.chunk_tokens * TOKEN_BYTES, self._holds.steady()
         end = (len(match.path) + 1) * token_bytes_per_chunk
         for place, handle in enumerate(handles):
             chunk = tokens[end - token_bytes_per_chunk : end]
@@ -371,7 +308,7 @@ class PrefixTree:
             nodes.append(parent)
             end += token_bytes_per_chunk
             if parent.children is None and parent.grafts is None:
-                # Nothing can stand below a new node: the rest is one new chain.
+                # A new node has no children: the rest of the path is one new chain.
                 rest, left = tokens[end - token_bytes_per_chunk :], handles[place + 1 :]
                 nodes += self._store_chain(parent, key, rest, tier, left, size_bytes)
                 break
@@ -390,8 +327,8 @@ class PrefixTree:
         assert above is not None
         digest, index, token_bytes_per_chunk = self._digest, self._index, self.chunk_tokens * TOKEN_BYTES
         tombstones = self.tombstones if self.tombstones else None
-        self._tick += 1
-        tick, nodes, end = self._tick, [], 0
+        self._holds.tick = tick = self._holds.tick + 1
+        nodes, end = [], 0
         for handle in handles:
             end += token_bytes_per_chunk
             chunk = tokens[end - token_bytes_per_chunk : end]
@@ -429,8 +366,8 @@ class PrefixTree:
         elif node.at[tier] is not None:
             return node
         node.claim = None
-        self._tick += 1
-        residence = Residence(node, tier, handle, size_bytes, self._tick)
+        self._holds.tick = tick = self._holds.tick + 1
+        residence = Residence(node, tier, handle, size_bytes, tick)
         self.tiers[tier].entered(root.scope, 1, size_bytes)
         if self.pins:
             self._pin_book.resized(node, max(0, size_bytes - node.largest_bytes))
@@ -457,18 +394,18 @@ class PrefixTree:
     def evict(
         self, tier: int, size_bytes: int, reason: str = "least recently used", scope: str | None = None
     ) -> list[Evicted]:
-        """Takes leaves out of a tier until `size_bytes` are freed or nothing more may go.
+        """Takes leaves out of a tier until `size_bytes` are freed or no more leaves may be evicted.
 
         With `scope`, which must have a quota in that tier, only chunks of that scope are evicted.
-        Returns what left, in the order it left; the caller owns the handles. A call that is interrupted loses
-        none: `untold`, or the next call for this tier, returns what it took out.
+        Returns the evicted chunks in order; the caller owns their handles. An interrupted call loses none:
+        `untold`, or the next call for this tier, returns the chunks it took out.
 
         Raises:
             InputError: `scope` has no quota in that tier.
         """
         if self.pins:
             self.expire_pins()
-        evicted, place, now = self._untold[tier], self.tiers[tier], self.steady()
+        evicted, place, now = self._untold[tier], self.tiers[tier], self._holds.steady()
         before = len(evicted)
         freed = sum(chunk.size_bytes for chunk in evicted) if evicted else 0
         try:
@@ -489,36 +426,29 @@ class PrefixTree:
         return evicted
 
     def untold(self, tier: int) -> list[Evicted]:
-        """What an interrupted `evict` took out of a tier; the caller owns the handles from here on."""
+        """Chunks that an interrupted `evict` took out of a tier; the caller owns the handles from here on."""
         evicted, self._untold[tier] = self._untold[tier], []
         return evicted
 
     def can_free(self, tier: int, size_bytes: int) -> bool:
-        """Whether `evict` could free so much. Changes nothing, but that pins whose time is over end.
+        """Whether `evict` could free `size_bytes`. Changes nothing, except that pins whose time is over end.
 
         O(chunks under leases), and O(chunks under pins) where pins decide.
         """
         if self.pins:
             self.expire_pins()
         may_stay = self.tiers[tier].used_bytes - size_bytes
-        if may_stay < 0:
-            return False
-        seen: set[Node] = set()
-        held = held_bytes(self.leases, tier, seen)
-        if held > may_stay:
-            return False
-        # Scopes' pins may overlap, and chunks may be smaller here than elsewhere: this is the most they can hold.
-        if held + self._pin_book.size_bytes <= may_stay:
-            return True
-        return held + held_bytes(self.pins, tier, seen) <= may_stay
+        return may_stay >= 0 and self._holds.hold_at_most(tier, may_stay)
 
     def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> Residence | None:
-        """Takes a leaf out of the tier; its parent's residence there, to be settled once the tree is whole."""
+        """Takes a leaf out of the tier. Returns its parent's residence there, to be settled once the tree is
+        whole."""
         node, number = residence.node, residence.tier
         tier.left(node.root.scope, residence.size_bytes)
         node.at[number] = None
         if self.pins:
-            # Pinned, and yet a leaf to evict: it came into this tier after the pin, which holds it in another.
+            # A pinned chunk can be a leaf to evict: it was stored in this tier after the pin, which holds it in
+            # another.
             self._pin_book.resized(node, min(0, node.largest_bytes - residence.size_bytes))
         parent = node.parent
         assert parent is not None
@@ -541,8 +471,8 @@ class PrefixTree:
         if node.claim is not None or node.is_resident:
             return
         if node.children is not None or node.grafts is not None:
-            # Somebody else stored a claimed chunk, and it has gone before the claimant came to it: what is
-            # pending below says who is to compute it after all.
+            # Somebody else stored a claimed chunk, and it was evicted before the claimant reached it: the claim of
+            # the pending nodes below covers it again.
             node.claim = node.all_children()[0].claim
             return
         parent = node.parent

@@ -84,12 +84,14 @@ class TreeCopy:
 
     def snapshot(self, source: str, counters: Mapping[str, int | float] | None = None) -> Snapshot:
         """The snapshot. Needs no lock; what the tree has become meanwhile does not show."""
+        # 1. Order nodes depth first, by their place in `nodes`; a root has a negative place.
         number = {root: i for i, root in enumerate(self.roots)}
         place_of = {node: place for place, node in enumerate(self.nodes)}
-        # A root has a negative place.
         above = [place_of[parent] if parent.depth else -1 - number[parent.root] for parent in self.parents]
         order = list(self._depth_first(above, number))
+        # 2. Add up figures from the leaves to the roots.
         readers, hits, used_seconds, pins = self._settle_upwards(order, above, place_of)
+        # 3. Views, numbered in that order.
         ids = [0] * len(order)
         for i, place in enumerate(order):
             ids[place] = i

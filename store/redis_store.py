@@ -1,4 +1,4 @@
-"""Records in Redis, or in anything that speaks its protocol."""
+"""A store in Redis, or in a server that speaks its protocol."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ T = TypeVar("T")
 
 
 class RedisStore:
-    """Each record under `prefix` and its key in hex, so that redis-cli can name it.
+    """A store in Redis. A record's Redis key is `prefix` and the record's key in hex, so redis-cli can show it.
 
-    Every call ends within `deadline_seconds`, connecting and logging in included; the moving of large
-    batches counts too, so ask for what fits (Redis moves roughly 0.3 GiB/s in and 1 GiB/s out). A call
-    that fails closes its connection and opens the circuit breaker: until it lets one try again, calls
-    raise at once. Connections are made as callers need them and kept for the next. A process that was
-    forked makes its own; its `close` does not touch its parent's.
+    Every call ends within `deadline_seconds`, which includes connecting, logging in and moving the bytes. So keep
+    batches small enough: Redis takes roughly 0.3 GiB/s and sends 1 GiB/s. A call that fails closes its connection
+    and opens the circuit breaker; until the breaker lets a call try again, calls raise at once. Connections are
+    made as calls need them and kept for later calls. A forked process makes its own; its `close` does not touch its
+    parent's.
 
     Args:
         url: see `redis_url.REDIS_FORMS`; `unix://` is taken for `redis+unix://`.
-        deadline_seconds: most that one call may take; a `scan` is one call per page of keys.
+        deadline_seconds: longest time of one call; a `scan` is one call per page of keys.
         prefix: of every Redis key; stores with different prefixes do not see each other.
         retry_after_seconds: how long calls are refused after a failure; doubles while it keeps failing.
-        longest_retry_seconds: where the doubling ends.
+        longest_retry_seconds: the longest such time.
 
     Raises:
         InputError: the URL is malformed, a time is not above 0, or redis-py is not installed.
@@ -74,7 +74,8 @@ class RedisStore:
         return self._call(lambda redis: redis.get(names)) if names else []
 
     def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        """See `Store`. StoreFull is Redis's `OOM`: at `maxmemory` with nothing it may evict."""
+        """See `Store`. Raises StoreFull for Redis's `OOM`: it is at `maxmemory` and has nothing that it may
+        evict."""
         names = self._names([key for key, _ in items])
         named = [(name, value) for name, (_, value) in zip(names, items)]
         refusal = self._call(lambda redis: redis.set(named)) if named else None
@@ -87,7 +88,7 @@ class RedisStore:
         return self._call(lambda redis: redis.delete(names)) if names else 0
 
     def scan(self) -> Iterator[bytes]:
-        """See `Store`. The deadline holds for each page: how many there are is the database's size."""
+        """See `Store`. The deadline is per page: the number of pages depends on the size of the database."""
         pattern = re.sub(rb"([*?\[\]\\^-])", rb"\\\1", self._prefix) + b"*"
         cursor = 0
 
@@ -110,14 +111,14 @@ class RedisStore:
         return [self._prefix + key.hex().encode() for key in keys]
 
     def _key(self, name: bytes) -> bytes | None:
-        """The key that `name` was made from; None for a name somebody else made under our prefix."""
+        """The record key in the Redis key `name`; None if the name is not one of ours."""
         text = name[len(self._prefix) :].decode("ascii", "replace")
         if not re.fullmatch("(?:[0-9a-f]{2}){1,64}", text):
             return None
         return bytes.fromhex(text)
 
     def _call(self, work: Callable[[RedisConnection], T]) -> T:
-        """`work` on a connection of its own, under one deadline and behind the breaker."""
+        """Runs `work` on a connection of its own, under one deadline and behind the breaker."""
         pool = self._pools.get()
         if pool.is_closed:
             raise StoreUnavailable(f"{self._address.shown}: closed")
@@ -133,11 +134,11 @@ class RedisStore:
             connection = pool.take_idle(deadline) or self._address.connect(self._deadline_seconds, deadline)
             result = work(connection)
         except BaseException as error:
-            # Replies may be on the way: whatever the error, nobody may read them as answers to his own.
+            # Replies may still arrive, and the next call must not read them as its own.
             if connection is not None:
                 connection.disconnect()
-            # Anything but RedisError is rare but real: on garbage the parsers raise ValueError,
-            # TypeError, MemoryError or RecursionError, which are this server's fault all the same.
+            # Besides RedisError: on bytes that are not Redis's protocol the parsers raise ValueError, TypeError,
+            # MemoryError or RecursionError. These are outages of the server too.
             if not isinstance(error, Exception):
                 raise
             pool.breaker.failed(ticket)
@@ -148,7 +149,7 @@ class RedisStore:
 
 
 class _Pool:
-    """One process's connections that no call uses at the moment, and its breaker."""
+    """A process's idle connections, and its breaker."""
 
     def __init__(self, breaker: CircuitBreaker, *, is_closed: bool) -> None:
         self.breaker = breaker
@@ -157,7 +158,7 @@ class _Pool:
         self._idle: list[RedisConnection] = []
 
     def take_idle(self, deadline: Deadline) -> RedisConnection | None:
-        """A kept connection that is still in step, with `deadline` set; None where there is none."""
+        """An idle connection that is still usable, with `deadline` set; None if there is none."""
         while True:
             with self._lock:
                 if not self._idle:
@@ -168,7 +169,7 @@ class _Pool:
             connection.disconnect()
 
     def keep_idle(self, connection: RedisConnection) -> None:
-        """Keeps a connection for the next call; disconnects it where the store has been closed meanwhile."""
+        """Keeps a connection for the next call; disconnects it if the store was closed meanwhile."""
         with self._lock:
             if not self.is_closed:
                 self._idle.append(connection)
@@ -176,7 +177,7 @@ class _Pool:
         connection.disconnect()
 
     def close(self) -> None:
-        """Disconnects what is idle, and what is used now once it is not."""
+        """Disconnects idle connections at once, and those in use when their call ends."""
         with self._lock:
             self.is_closed = True
             idle, self._idle = self._idle, []

@@ -26,7 +26,8 @@ Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
 
 WORTH_STEPS = 32
-"""Steps after which a graph of its own pays for what a wider one serves: capturing takes as long as tens."""
+"""A graph of exactly a step's size is captured only after this many steps had to use a larger one, because a
+capture takes as long as some tens of steps."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,32 +37,33 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
-        # Kept: cuBLAS keeps a workspace for every stream it has seen. Two, for that of captured work must come from
-        # the graphs' memory, and the other one not.
-        self._aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # cuBLAS keeps a workspace per stream, so the streams are kept. The capture stream's workspace must be in
+        # the graphs' memory pool and the warm-up stream's must not, so there are two streams.
+        self._warm_up_on: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._captured_on: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], None]) -> Replay:
-        """Runs `work` for its kernels to be compiled, then captures it.
+        """Runs `work`, so that its kernels are compiled, then captures it.
 
         Raises:
-            RuntimeError: something in it cannot be captured.
+            RuntimeError: something in `work` cannot be captured.
         """
         here = torch.cuda.current_stream()
-        self._aside.wait_stream(here)
+        self._warm_up_on.wait_stream(here)
         try:
-            with torch.cuda.stream(self._aside):
+            with torch.cuda.stream(self._warm_up_on):
                 work()
-                # Found before it is captured: torch's allocator does not recover from a capture that fails.
+                # Finds what cannot be captured before the capture: torch's allocator does not recover from a failed
+                # one.
                 with _waiting_refused():
                     work()
         finally:
-            here.wait_stream(self._aside)
+            here.wait_stream(self._warm_up_on)
         graph = torch.cuda.CUDAGraph()
         captured = torch.cuda.graph(
             graph, pool=self._memory, stream=self._captured_on, capture_error_mode="thread_local"
         )
-        # The outer one comes back to this stream where the inner one fails, and does not.
+        # If the capture fails, `torch.cuda.graph` does not restore the stream; the outer context does.
         with torch.cuda.stream(here), captured:
             work()
         replay: Replay = graph.replay
@@ -70,10 +72,10 @@ class CudaCapture:
 
 @contextmanager
 def _waiting_refused() -> Iterator[None]:
-    """Makes whatever waits for the device raise RuntimeError, in all threads."""
+    """Makes every operation that waits for the device raise RuntimeError, in all threads."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        # Torch says once that the mode is a prototype.
+        # Torch warns once that the mode is a prototype.
         warnings.simplefilter("ignore")
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -83,7 +85,7 @@ def _waiting_refused() -> Iterator[None]:
 
 
 class DecodeOutput:
-    """What a step computed; reading it waits for the device."""
+    """Tokens and logits of one step; `read` waits for the device."""
 
     def __init__(self, picks: Tensor, logits: Tensor, count: int) -> None:
         self._picks = picks
@@ -98,7 +100,7 @@ class DecodeOutput:
 
 
 class _Bucket:
-    """One number of lanes, and the graphs that run them: with shared work, and without any."""
+    """Lanes for steps of up to so many sequences, and their graphs: one with shared work, one without."""
 
     def __init__(self, lanes: DecodeLanes) -> None:
         self.lanes = lanes
@@ -112,10 +114,10 @@ class DecodeGraphs:
 
     Args:
         runner: of the model.
-        identity: of the model; graphs of another one are dropped.
-        pool: where KV is.
+        identity: of the model; graphs of another model are dropped.
+        pool: holds the KV.
         most: most sequences of a step.
-        capture: how work becomes a replay; tests pass one that just runs it.
+        capture: turns work into a replay of it; tests pass one whose replay runs the work again.
     """
 
     def __init__(
@@ -134,19 +136,20 @@ class DecodeGraphs:
         self._buckets: dict[int, _Bucket] = {}
         self._latest: _Bucket | None = None
         self._wanted: Counter[tuple[int, bool]] = Counter()
-        """Steps for which a graph of so many lanes, with shared work or without, was not there."""
+        """Steps that found no graph of so many lanes, with shared work or without."""
         self._kept: list[Tensor] = []
-        """What captured graphs read: alive as long as they are, whatever the caller does to the model."""
+        """Tensors that captured graphs read, kept alive as long as the graphs, whatever the caller does to the
+        model."""
         self._made_for: Digests | None = None
         self.refused: str | None = None
-        """Why steps are not captured any more; None while they are."""
+        """Why steps are not captured any more; None while they are captured."""
 
     def interrupted(self) -> None:
-        """Some other step has run: lanes no longer stand where their sequences do."""
+        """Tells that another step has run: the lanes' tokens and positions are not their sequences' any more."""
         self._latest = None
 
     def fits(self, model: Digests) -> bool:
-        """Whether graphs were captured from the model as it is now; where not, they are dropped."""
+        """Whether graphs were captured from the model as it is now; drops them if not."""
         if self._made_for != model:
             self._drop()
         return self._made_for == model
@@ -157,11 +160,12 @@ class DecodeGraphs:
         self._latest = self._made_for = None
         self._kept = []
         if isinstance(self._capture, CudaCapture):
-            # Its memory pool takes no more graphs once all of them are gone.
+            # Its memory pool takes no new graph once all its graphs have been dropped.
             self._capture = None
 
     def run(self, sequences: Sequence[LaneSequence]) -> DecodeOutput | None:
-        """Runs one step; None (nothing done) where these sequences need an ordinary one."""
+        """Runs one step; None (nothing done) if these sequences need an ordinary step."""
+        # 1. Lanes for these sequences: only appended tokens are in them already.
         if self.refused is not None or len(sequences) > self._most or self._runner.facts.model.training:
             return None
         bucket = self._bucket(len(sequences))
@@ -172,23 +176,27 @@ class DecodeGraphs:
         if not lanes.update(sequences):
             self._latest = None
             return None
+        # 2. The graph: with shared work where the plan has any; the other one may be used while it is seldom
+        # wanted.
         shares = lanes.has_partials
         if shares not in bucket.replays and True in bucket.replays and self._may_wait(lanes.lanes, False):
-            # With both launches any plan is served.
+            # A graph with both launches runs any plan.
             shares = True
+        # 3. Capture it if it is not there.
         if shares not in bucket.replays:
             if self._made_for is not None and not self.fits(self._identity.digests()):
-                # Beside a new graph, those of another model would pass for this one's.
+                # Beside a new graph, graphs of another model would be taken for this model's.
                 return None
             lanes.clear()
             if not self._captured(bucket, shares):
                 return None
             lanes.update(sequences)
+        # 4. Replay.
         bucket.replays[shares]()
         return DecodeOutput(bucket.picks, bucket.logits[shares], len(sequences))
 
     def chosen(self, tokens: list[int]) -> None:
-        """What the device picked in the step just read, and has put into its lanes."""
+        """Tells the tokens of the step just read: the device has put them into its lanes already."""
         if self._latest is not None:
             self._latest.lanes.advanced(tokens)
 
@@ -202,14 +210,15 @@ class DecodeGraphs:
             facts = self._runner.facts
             group = facts.config.num_attention_heads // facts.kv_heads
             tilings = tilings_of(self._pool, size, 1, group)
-            # A caller's inference mode ends before the lanes do; what is made in it cannot be written after it.
+            # Tensors made in a caller's inference mode could not be written after it, and the lanes outlive it.
             with torch.inference_mode(False):
                 lanes = DecodeLanes(self._pool, size, group, tilings, cost_model_for(self._pool.device))
                 self._buckets[size] = _Bucket(lanes)
         return self._buckets[size]
 
     def _may_wait(self, lanes: int, shares: bool) -> bool:
-        """Whether a graph that is not captured yet has been wanted so little that another is to stand in."""
+        """Whether a step can use another graph for now, because too few steps have wanted one of exactly this
+        kind."""
         self._wanted[lanes, shares] += 1
         return self._wanted[lanes, shares] < WORTH_STEPS
 
@@ -232,7 +241,7 @@ class DecodeGraphs:
                     self._capture = CudaCapture()
                 bucket.replays[shares] = self._capture(work)
         except RuntimeError as error:
-            # A model that synchronises, or branches on values, in its forward: slower without graphs, not wrong.
+            # The forward waits for the device, or branches on values. Without graphs it is slower, not wrong.
             self.refused = f"{type(error).__name__}: {error}".splitlines()[0]
             self._drop()
             _log.warning("decode steps run without CUDA graphs: %s", self.refused)

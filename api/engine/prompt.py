@@ -134,6 +134,7 @@ def _row(name: str, given: Any) -> npt.NDArray[Any]:
     Raises:
         InputError: none of these, or more than one row.
     """
+    # 1. An array of whatever was given.
     if isinstance(given, Tensor):
         if given.device.type == "meta":
             raise InputError(f"{name} is on the meta device, which holds no values")
@@ -152,6 +153,7 @@ def _row(name: str, given: Any) -> npt.NDArray[Any]:
         # Rows of uneven lengths.
         except (TypeError, ValueError):
             raise InputError(f"{name} must be one row of integers; pass one prompt at a time") from None
+    # 2. One row of it, of numbers.
     if row.ndim == 2 and row.shape[0] == 1:
         row = row[0]
     if row.ndim == 2:

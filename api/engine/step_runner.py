@@ -1,4 +1,4 @@
-"""One step of the engine's sequences, by an ordinary forward pass or by replaying a captured one."""
+"""Runs one step of the engine's sequences: an ordinary forward pass, or a replay of a captured one."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.chunk_kernels import LaneSequence, prepare_step
 
 AHEAD_TOKENS = 32
-"""Where decode steps are captured: tokens for which room is reserved at once, so that plans last as long."""
+"""Tokens to reserve slots for at once where decode steps are captured: a plan lasts for as many steps."""
 
 Batch = Sequence[tuple[Job, int]]
-"""Running jobs and how many rows each has in a step, with room reserved."""
+"""Running jobs, with room reserved, and how many rows each has in a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What one step computed, a row per sequence."""
+    """Results of one step, a row per sequence."""
 
     model: Digests
-    """Of the model after the pass."""
+    """Digests of the model after the pass."""
     likeliest: list[int]
-    """Tokens."""
+    """Each sequence's token of largest logit."""
     finite: list[bool]
-    """Whether the logits are."""
+    """Whether each sequence's logits are finite."""
     logits: Tensor
     """fp32 `[sequences, vocabulary]`; a replayed step's are overwritten by the next one's."""
 
@@ -40,10 +40,10 @@ class StepRunner:
     """Runs steps of one model over one memory. Its owner holds the lock.
 
     Args:
-        memory: where KV is.
-        runner: of the model.
-        identity: of the model.
-        graphs_for: on CUDA devices, most sequences of a captured decode step; 0 for none.
+        memory: holds the KV.
+        runner: runs the model.
+        identity: digests of the model.
+        graphs_for: most sequences of a captured decode step, on CUDA devices; 0 to capture none.
     """
 
     def __init__(
@@ -60,21 +60,22 @@ class StepRunner:
         """Computes a step's rows, writing their KV into the pool.
 
         Raises:
-            InputError: the model has been put into training mode.
-            Exception: whatever the model itself raised.
+            InputError: the model is in training mode.
+            Exception: any error of the model itself.
         """
         try:
             return self._replay(batch) or self._forward(batch)
         except BaseException:
             if self.graphs is not None:
-                # Lanes may have gone on without their sequences.
+                # The lanes may have advanced while their sequences did not.
                 self.graphs.interrupted()
             raise
 
     def reserve_ahead(self, running: Sequence[Job]) -> None:
-        """When one decoding sequence needs a slot, gives one to all that will soon need one: one new plan for many.
+        """When one sequence needs a slot, reserves slots for all, so that the plan is rebuilt once and not once
+        each.
 
-        Only where steps are captured; reserves what it can, and leaves the rest to the step itself.
+        Only where steps are captured. Reserves what it can; the step itself reserves the rest.
         """
         if self.graphs is None:
             return
@@ -86,7 +87,7 @@ class StepRunner:
             kv.reserve(min(left, AHEAD_TOKENS))
 
     def _forward(self, batch: Batch) -> StepOutcome:
-        """An ordinary step: any mixture of prefill and decode rows."""
+        """An ordinary step: prefill rows, decode rows, or both."""
         if self.graphs is not None:
             self.graphs.interrupted()
         tokens: list[int] = []
@@ -100,13 +101,14 @@ class StepRunner:
             sequences.append(job.kv.step_part(rows))
         step = prepare_step(sequences, self._memory.pool)
         logits = self.runner.forward(tokens, step, last_rows)
-        # Compared after the pass: what changed during it counts too. On a device, while that is still busy.
+        # Compared after the pass, so that changes during it count. On a GPU the host does it while the device
+        # computes.
         model = self._identity.digests()
         likeliest, finite = torch.stack([logits.argmax(-1), torch.isfinite(logits).all(-1).long()]).tolist()
         return StepOutcome(model, likeliest, [bool(flag) for flag in finite], logits)
 
     def _replay(self, batch: Batch) -> StepOutcome | None:
-        """A step of decoding sequences only, from a captured graph; None where there is none for it."""
+        """A step of decoding sequences only, by a captured graph; None if no graph can run it."""
         graphs = self.graphs
         if graphs is None or any(rows > 1 or job.to_compute > 1 for job, rows in batch):
             return None

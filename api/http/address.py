@@ -59,6 +59,7 @@ def parse_address(text: str) -> Address:
     Raises:
         InputError: it is of none of `FORMS`.
     """
+    # 1. A URL at all.
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -66,6 +67,7 @@ def parse_address(text: str) -> Address:
         raise _malformed(text, "cannot be parsed") from None
     if parts.fragment:
         raise _malformed(text, "has a `#`")
+    # 2. TCP: a host, a port, and nothing else.
     if parts.scheme in ("http", "https"):
         if not parts.hostname:
             raise _malformed(text, "names no host")
@@ -74,6 +76,7 @@ def parse_address(text: str) -> Address:
         if port is None:
             raise _malformed(text, "names no port")
         return Address(text, parts.scheme, host=parts.hostname, port=port)
+    # 3. A Unix socket: an absolute path, and the mode of its file.
     if parts.scheme == "unix":
         if parts.netloc or len(parts.path) < 2:
             raise _malformed(text, "names no absolute path")

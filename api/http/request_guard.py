@@ -63,6 +63,7 @@ class RequestGuard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        # 1. Refuse what a web page may have sent.
         if b"origin" in headers:
             await _refuse(send, 403, "requests from web pages are not answered")
             return
@@ -72,6 +73,7 @@ class RequestGuard:
                 send, 403, "without a tenants file the Host header must be localhost or a loopback address"
             )
             return
+        # 2. A refused body is read to its end if that is near, so that the client sees the reply.
         started = body_read = False
 
         async def noting_end() -> Message:
@@ -96,6 +98,7 @@ class RequestGuard:
             started = True
             await send(message)
 
+        # 3. The request, within its time.
         with anyio.move_on_after(self._request_seconds) as limit:
             await self._app(scope, noting_end, noting_start)
         # Once a reply has begun it can only be cut: the server closes the connection of an unfinished one.

@@ -193,6 +193,7 @@ class _Reader:
         self._callers[digest] = caller
 
     def _key_digest(self, table: Mapping[str, object], place: str, caller_name: str) -> bytes:
+        # 1. One of the two forms, well formed.
         if ("api_key" in table) == ("api_key_sha256" in table):
             raise self._wrong(place, "needs either api_key or api_key_sha256")
         name = "api_key" if "api_key" in table else "api_key_sha256"
@@ -202,6 +203,7 @@ class _Reader:
             form = "1 to 512 visible ASCII characters" if name == "api_key" else "64 hex digits"
             raise self._wrong(place, f"{name} must be a string of {form}")
         digest = hashlib.sha256(value.encode()).digest() if name == "api_key" else bytes.fromhex(value)
+        # 2. Not a key that everybody can read in the examples.
         known = [text.format(name=caller_name) for text in _PLACEHOLDERS]
         if (name == "api_key" and _PLACEHOLDER.search(value)) or digest in map(_sha256, known):
             raise self._wrong(

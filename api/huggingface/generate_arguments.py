@@ -59,6 +59,7 @@ def refuse_unservable(arguments: dict[str, Any], generation_config: Any) -> None
     Raises:
         UnsupportedModel: says which, and what to do instead.
     """
+    # 1. Arguments that are refused by a table.
     for name, why in _REFUSED_ALWAYS.items():
         if arguments.get(name) is not None:
             raise UnsupportedModel(f"generate({name}=...) is not served: {why}")
@@ -69,6 +70,7 @@ def refuse_unservable(arguments: dict[str, Any], generation_config: Any) -> None
                 continue
             if value if refused is _REFUSED_WHEN_TRUE else value is not None:
                 raise UnsupportedModel(f"generate({name}={value!r}) is not served: {why}")
+    # 2. Arguments of which some values are served.
     assistant = arguments.get("assistant_model")
     if assistant is not None and not isinstance(assistant, torch.nn.Module):
         raise UnsupportedModel(

@@ -49,13 +49,15 @@ class HuggingFaceLoop:
         readable: list[Root],
         tokenizer: Any = None,
     ) -> Any:
-        """See `PrefixCachedModel.generate`; `arguments` are what it was given besides.
+        """See `PrefixCachedModel.generate`; `arguments` are its other arguments.
 
-        `tokenizer` is for stop strings, where `arguments` name none.
+        `tokenizer` is used for stop strings if `arguments` have none.
         """
+        # 1. Refuse arguments that cannot be served, and fill in defaults.
         base: Any = self._facts.model
         continued = _take_handles(arguments)
-        # Twice: what was asked for, before transformers words its own errors; then, with its defaults merged in.
+        # Checked twice: the caller's arguments first, so that our error comes before transformers'; then with
+        # generation defaults merged in.
         refuse_unservable(arguments, generation_config or base.generation_config)
         for name in CACHE_ARGUMENTS:
             arguments.pop(name, None)
@@ -67,6 +69,7 @@ class HuggingFaceLoop:
                     "stop_strings need the model's transformers tokenizer: pass tokenizer=, or wrap with one"
                 )
             arguments["tokenizer"] = tokenizer
+        # 2. The prompts: tokens under the mask, on the model's device.
         mask = arguments.pop("attention_mask", None)
         if inputs is None:
             inputs = beginning(base, mask, effective)
@@ -79,6 +82,7 @@ class HuggingFaceLoop:
         prompts = [as_tokens(row[keep].cpu().numpy()) for row, keep in zip(inputs, kept)]
         for handle in continued:
             handle.check_continued_by([prompt.tolist() for prompt in prompts])
+        # 3. Prefill all prompts but their last tokens, as requests of the engine.
         columns = inputs.shape[1]
         new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
         for prompt in prompts:
@@ -93,9 +97,10 @@ class HuggingFaceLoop:
                 waiting.append(self._engine.submit(request))
             self._engine.wait(waiting)
             cache.take_over(waiting)
+            # 4. Hugging Face's loop over the computed rows.
             view = self._facts.view
             view.sync()
-            # The class's own: the caller may have put ours in the model's place.
+            # The class's own `generate`: the caller may have replaced the model's by the wrapper's.
             output = type(view.root).generate(
                 view.root,
                 inputs,
@@ -103,6 +108,7 @@ class HuggingFaceLoop:
                 **{self._cache_argument: cache},
                 **arguments,
             )
+            # 5. A loop that did not use the cache computed something else.
             if not cache.passes:
                 raise LibraryChanged(
                     f"generate() of transformers {transformers.__version__} did not use the cache that kvtrie "
@@ -113,7 +119,7 @@ class HuggingFaceLoop:
                     output[name] = cache.handle()
             return output
         finally:
-            # Rows are the cache's, or still their completions': an interrupt may come at any point.
+            # An interrupt may come at any point, so rows may belong to the cache, or still to their completions.
             cache.close()
             self._engine.discard(waiting)
 

@@ -1,1 +1,1 @@
-"""What reads a snapshot (explain, filters, sums) and what this machine has."""
+"""Readers of a snapshot (explain, filters, figures), and what is installed on this machine."""

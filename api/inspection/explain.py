@@ -1,7 +1,7 @@
-"""Why a prompt missed, or how much of it hit: a prompt compared with a snapshot, each answer with evidence.
+"""Why a prompt missed the cache, or how much of it hit: compares a prompt with a snapshot, and gives evidence.
 
-Only what the asking scope may see is looked at: its own namespaces and the shared scopes it reads.
-Without a scope the question is an operator's, and all of the snapshot is.
+A question with a scope sees only that scope's namespaces and the shared scopes it may read. A question without
+a scope is an operator's and sees the whole snapshot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, Tombs
 
 _DIGEST_FIELDS = ("model_config", "weights", "adapter")
 _SHORTEST_DIGEST = 8
-"""Fewest hex digits by which an expected digest may be abbreviated."""
+"""Fewest hex digits of an abbreviated digest."""
 
 
 def explain(snapshot: Snapshot, tokens: Sequence[int], question: Question) -> Explanation:
@@ -47,7 +47,7 @@ class _Inquiry:
         self._index = SnapshotIndex(snapshot)
         by_id = {node.id: node for node in snapshot.nodes}
         self._borrowed: dict[str, set[str]] = {}
-        """Scopes that each scope is seen to continue paths of, and so may read."""
+        """For each scope, other scopes whose paths it continues in the snapshot: it may read these."""
         for node in snapshot.nodes:
             if node.parent is not None:
                 mine, above = self._scope(node.namespace), self._scope(by_id[node.parent].namespace)
@@ -56,17 +56,20 @@ class _Inquiry:
 
     def answer(self) -> Explanation:
         """The explanation."""
+        # 1. The prompt matched in every visible namespace, and in the one that the request computes in.
         matches = {i: self._match(i) for i in self._visible()}
         request = self._request_namespace(matches)
         best = None if request is None else matches[request]
         namespace = None if request is None else self._snapshot.namespaces[request]
         matched = 0 if best is None else best.tokens
         path = () if best is None else best.path
+        # 2. Evidence for what comes after the match.
         elsewhere = self._elsewhere(matches, request)
         eviction = None if best is None else self._eviction(best)
         gap = None if best is None else self._gap(best)
         computing = None if best is None or not best.awaits else self._computing(best)
         divergence = None if best is None else self._divergence(best)
+        # 3. The verdict, which is the first that the evidence supports.
         return Explanation(
             verdict=self._verdict(matches, best, eviction, gap, elsewhere, divergence),
             scope=self._question.scope,
@@ -140,16 +143,20 @@ class _Inquiry:
         return self._index.match(self._tokens, namespace, readable)
 
     def _request_namespace(self, matches: Mapping[int, StoredMatch]) -> int | None:
-        """The namespace the request computes in: as expected, of its scope; the best match among several.
+        """The namespace the request computes in: one of its scope with the expected fields, the best match among
+        several.
 
-        A scope that has none of its own yet reads a shared one.
+        If its scope has none, a namespace of a shared scope with the expected model.
         """
         asked, expected = self._question.scope, self._question.expected
+        # 1. Of the scope itself.
         own = [i for i in matches if asked is None or self._scope(i) == asked]
         found = [i for i in own if self._is_expected(i, expected)]
+        # 2. If there is none yet, of a shared scope.
         if not found and asked is not None:
             model = {name: value for name, value in expected.items() if name not in ("scope", "salt")}
             found = [i for i in matches if i not in own and self._is_expected(i, model)]
+        # 3. The one with the best match; the first of equals.
         return max(found, key=lambda i: (reach(matches[i]), -i), default=None)
 
     def _is_expected(self, namespace: int, expected: Mapping[str, FieldValue]) -> bool:
@@ -201,14 +208,16 @@ class _Inquiry:
             if i == request:
                 continue
             differences = self._differences(request, self._snapshot.namespaces[i])
-            # Less than a chunk that is no more than here says nothing: many prompts start alike.
+            # A match of less than a chunk, and no longer than the request's own, is no evidence: many prompts start
+            # alike.
             if differences and (match.path or match.tokens > matched):
                 other = self._snapshot.namespaces[i]
                 found.append(Elsewhere(other.digest, other.scope, match.tokens, differences))
         return sorted(found, key=lambda other: (-other.matched_tokens, other.digest))
 
     def _differences(self, request: int | None, other: NamespaceView) -> list[FieldDifference]:
-        """Fields in which the request's namespace differs; scope and salt only between foreign scopes."""
+        """Fields in which the request's namespace differs. Scope and salt count only if the other scope is not
+        readable."""
         if request is None:
             wanted: Mapping[str, FieldValue] = self._question.expected
             scope = self._question.scope
@@ -231,7 +240,8 @@ class _Inquiry:
         return [key.hex() for key in chunk_keys(digest, packed, best.chunk_tokens)]
 
     def _key_namespaces(self, best: StoredMatch) -> list[int]:
-        """Namespaces whose chunks may continue the match: its own and what it reads."""
+        """Namespaces whose chunks may continue the match: the request's own, and readable ones of the same
+        model."""
         scopes = self._readable_scopes(self._scope(best.namespace))
         fields = self._snapshot.namespaces[best.namespace].fields
         return [

@@ -1,4 +1,4 @@
-"""What `explain` is asked, and what it answers."""
+"""The question to `explain`, and its answer."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from kvtrie.prefix_tree.snapshot import NamespaceView
 FieldValue = str | int
 
 VERDICTS = {
-    "short": "the prompt is shorter than one chunk: only whole chunks are stored, it can but copy from one",
+    "short": "the prompt is shorter than one chunk: at most, tokens are copied from a stored one",
     "hit": "all but the last token are cached; the last is always computed",
-    "tail": "every whole chunk is cached; the rest does not fill one, and only whole chunks are stored",
+    "tail": "every whole chunk is cached; the rest does not fill a chunk, and only whole chunks are stored",
     "computing": "the next chunk is being computed right now by another request",
-    "evicted": "the prompt went on in the cache, and that was evicted",
+    "evicted": "the next chunk of the prompt was cached, and has been evicted",
     "gap": "later chunks are stored, but one before them is missing, so none of them can be reached",
-    "namespace": "the tokens are cached under another namespace, whose keys and values are not this one's",
+    "namespace": "the tokens are cached under another namespace, whose keys and values differ",
     "empty": "nothing is cached in this scope",
     "diverged": "the prompt differs from every stored path",
     "ends": "the stored path ends here; nothing that continues it has been cached",
 }
-"""Every verdict, in the order in which it is considered, with what it means."""
+"""Every verdict and its meaning, in the order in which they are considered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Who asks, and what is known about the namespace that the request computes in."""
+    """Whose request it is, and what is known about its namespace."""
 
     scope: str | None = None
-    """The tenant whose request it is; None asks about the whole snapshot."""
+    """Scope of the request's tenant; None asks about the whole snapshot."""
     shared_scopes: Collection[str] = ()
-    """Scopes that `scope` may read besides those the snapshot shows it to read."""
+    """Shared scopes that `scope` may read, besides those that the snapshot shows."""
     expected: Mapping[str, FieldValue] = field(default_factory=dict)
-    """Namespace fields of the request. Digests may be cut to 8 digits or more."""
+    """Fields of the request's namespace. Digests may be cut to 8 hex digits or more."""
     context_tokens: int = 8
     """Tokens shown on each side of a divergence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The first token at which the closest stored path is not the prompt."""
+    """The first token at which the closest stored path differs from the prompt."""
 
     position: int
     """Index of that token in the prompt."""
     before: list[int]
-    """Tokens that both have just before it."""
+    """Tokens just before it, which both have."""
     prompt: list[int]
     """The prompt from there on."""
     stored: list[int]
     """The closest stored path from there on; empty where it ends."""
     scope: str
-    """Whose path it is."""
+    """Scope of the stored path."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldDifference:
-    """One namespace field that keeps two requests from sharing."""
+    """A namespace field whose two values keep the request from using the stored chunks."""
 
     field: str
     request: FieldValue
@@ -67,7 +67,7 @@ class FieldDifference:
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """The prompt in another visible namespace."""
+    """Another visible namespace that holds a part of the prompt."""
 
     digest: str
     scope: str
@@ -77,10 +77,10 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class EvictionEvidence:
-    """What became of the prompt's next chunk."""
+    """The eviction of the prompt's next chunk."""
 
     chunk: int
-    """Which chunk of the prompt, counting from 1."""
+    """Number of the chunk in the prompt, from 1."""
     key: str
     tier: str
     reason: str
@@ -88,7 +88,7 @@ class EvictionEvidence:
     """Unix seconds."""
     seconds_ago: float
     chunks: int
-    """How many of the prompt's chunks are remembered as evicted."""
+    """How many of the prompt's chunks have a tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +96,16 @@ class Computing:
     """Chunks of the prompt that another request is computing."""
 
     chunk: int
-    """The first of them, counting from 1."""
+    """Number of the first of them in the prompt, from 1."""
     chunks: int
     tokens: int
     seconds: float
-    """Since it was claimed."""
+    """Time since the first was claimed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Chunks of the prompt that are stored behind one that is not."""
+    """Chunks of the prompt that are stored after one that is missing."""
 
     missing_chunk: int
     """The first chunk that is missing, counting from 1."""
@@ -115,24 +115,24 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer. What does not apply is None or empty."""
+    """The answer of `explain`. Fields that do not apply are None or empty."""
 
     verdict: str
     """One of `VERDICTS`: why no more was cached."""
     scope: str | None
-    """As asked."""
+    """`Question.scope`."""
     namespace: NamespaceView | None
-    """The namespace the prompt was matched in; None where no visible one is as expected."""
+    """The namespace the prompt was matched in; None if no visible one has the expected fields."""
     prompt_tokens: int
     chunk_tokens: int
     cached_tokens: int
-    """What a request with this prompt would get: at most `prompt_tokens - 1`."""
+    """Cached tokens that a request with this prompt would use: at most `prompt_tokens - 1`."""
     whole_chunks: int
     """Chunks that match in full."""
     partial_tokens: int
-    """Matched tokens of one more chunk, which are copied."""
+    """Tokens that match the beginning of one more chunk; these are copied."""
     tiers: dict[str, int]
-    """The matched whole chunks by the fastest tier that holds each."""
+    """Number of matched whole chunks by tier; each counts in the fastest tier that holds it."""
     through: list[str]
     """Scopes that the matched chunks belong to."""
     divergence: Divergence | None

@@ -1,4 +1,4 @@
-"""What this machine has of what kvtrie can use, found without importing anything heavy.
+"""What of what kvtrie can use is installed on this machine, found without heavy imports.
 
 torch alone takes seconds to import, so versions are read from package metadata, and torch is imported
 only where the machine has a GPU to ask it about.
@@ -28,7 +28,7 @@ class Package:
 
     name: str
     is_core: bool
-    """Whether nothing works without it."""
+    """Whether kvtrie does not work without it."""
     what_for: str
 
 
@@ -52,27 +52,27 @@ PACKAGES = (
     Package("rich", False, "the progress of `kvtrie simulate`"),
     Package("matplotlib", False, "`kvtrie simulate --plot`"),
 )
-"""Each is in `tested_versions.json`."""
+"""Packages kvtrie can use; `tested_versions.json` has each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked for."""
+    """One thing that `machine_findings` looked for."""
 
     name: str
     found: str
-    """What is there; empty where it is missing."""
+    """What was found; empty if it is missing."""
     is_ok: bool
     is_needed: bool
     """Whether the core does not work without it, or it was asked for."""
     remedy: str
-    """How to get it; empty where nothing is wrong."""
+    """How to install or mend it; empty if nothing is wrong."""
     note: str = ""
-    """How a package's version relates to those tested; empty where it is one of them, or where none are."""
+    """How a package's version compares to the tested ones; empty if it is one of them."""
 
 
 def machine_findings() -> list[Finding]:
-    """Python, the platform, packages, compute paths and programs. Starts nothing that stays."""
+    """Findings on Python, the platform, packages, compute paths and programs. Leaves no process running."""
     torch, system, tested = installed_version("torch"), platform.uname(), ranges_tested()
     return [
         _python(),
@@ -93,7 +93,7 @@ def _python() -> Finding:
 
 
 def _cores() -> int:
-    # Containers are often given fewer cores than the machine has.
+    # A container may use fewer cores than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -139,12 +139,14 @@ def _cpu_path(torch: str | None) -> Finding:
 
 def _gpu(torch: str | None) -> Finding:
     """The GPU that torch can use, or why it cannot."""
+    # 1. Is there a device?
     is_nvidia, is_amd = bool(glob.glob("/dev/nvidia[0-9]*")), Path("/dev/kfd").exists()
     if not is_nvidia and not is_amd:
         return Finding("gpu", "", False, False, "none on this machine; the CPU path is used")
     name = (_nvidia_name() if is_nvidia else "") or ("NVIDIA GPU" if is_nvidia else "AMD GPU")
     if torch is None:
         return Finding("gpu", name, False, False, "pip install torch")
+    # 2. Can torch use it?
     try:
         import torch as pytorch
 
@@ -152,9 +154,10 @@ def _gpu(torch: str | None) -> Finding:
             kind = "ROCm" if pytorch.version.hip else "CUDA"
             runtime = pytorch.version.hip or pytorch.version.cuda
             return Finding("gpu", f"{pytorch.cuda.get_device_name(0)}, {kind} {runtime}", True, False, "")
-    # A driver and a runtime that do not fit fail in many ways, and none of them is the doctor's.
+    # A driver and a runtime that do not match fail in many ways; each is a finding, not an error.
     except Exception as error:
         return Finding("gpu", name, False, False, f"torch cannot use it: {error}")
+    # 3. It cannot: this torch was built for another kind of device, or for none.
     build = "ROCm" if is_amd and not is_nvidia else "CUDA"
     return Finding("gpu", name, False, False, f"torch {torch} cannot use it; install torch built for {build}")
 

@@ -1,7 +1,7 @@
-"""Whether a snapshot that came from a file or a network is one that can be rendered.
+"""Checks a snapshot that came from a file or a network.
 
-`Snapshot.from_json` reads the document; this looks at every value in it, so that no reader of a
-snapshot needs to expect a text where a number belongs, a cycle, or a parent that does not exist.
+`Snapshot.from_json` reads the document; `parse_snapshot` also checks every value in it, so that readers of a
+snapshot need not expect a text in place of a number, a cycle, or a parent that does not exist.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _LARGEST = (1 << 63) - 1
 
 
 def parse_snapshot(text: str | bytes) -> Snapshot:
-    """Reads a snapshot document that nobody vouches for.
+    """Reads a snapshot document and checks all of it.
 
     Raises:
         InputError: it is not a snapshot, or a value in it is of the wrong type or contradicts another.
     """
     try:
         snapshot = Snapshot.from_json(text)
-    # json answers a megabyte of `[` with RecursionError.
+    # json raises RecursionError for a megabyte of `[`.
     except RecursionError:
         raise InputError("not a kvtrie snapshot: nested too deeply") from None
     _check_types(snapshot, Snapshot, "snapshot")
@@ -39,16 +39,18 @@ def parse_snapshot(text: str | bytes) -> Snapshot:
 
 def _check_types(value: object, wanted: Any, where: str) -> None:
     origin = get_origin(wanted)
+    # 1. Unions, such as `str | int`.
     if origin in (Union, UnionType):
         kinds = get_args(wanted)
         if value is None and NoneType in kinds:
             return
         others = [kind for kind in kinds if kind is not NoneType]
-        # A union of plain types only: `str | int`, `int | float`, `Something | None`.
+        # Unions are of plain types, or of one other type and None.
         if len(others) == 1:
             _check_types(value, others[0], where)
         elif type(value) not in others or not _is_finite(value):
             raise _damaged(where, value)
+    # 2. Lists; those of integers (tokens) without a call per item.
     elif origin is list:
         if not isinstance(value, list):
             raise _damaged(where, value)
@@ -59,14 +61,17 @@ def _check_types(value: object, wanted: Any, where: str) -> None:
             return
         for i, item in enumerate(value):
             _check_types(item, kind, f"{where}[{i}]")
+    # 3. Mappings, whose keys are always texts in JSON.
     elif origin is dict:
         if not isinstance(value, dict):
             raise _damaged(where, value)
         for name, item in value.items():
             _check_types(item, get_args(wanted)[1], f"{where}.{name}")
+    # 4. Nested views, field by field.
     elif isinstance(wanted, type) and is_dataclass(wanted):
         for name, kind in _kinds(wanted).items():
             _check_types(getattr(value, name), kind, f"{where}.{name}")
+    # 5. Plain values; JSON writes some floats as integers.
     elif wanted is float:
         if type(value) not in (int, float) or not _is_finite(value):
             raise _damaged(where, value)
@@ -87,11 +92,13 @@ def _is_finite(value: object) -> bool:
 
 
 def _check_structure(snapshot: Snapshot) -> None:
+    # 1. Namespaces.
     for i, namespace in enumerate(snapshot.namespaces):
         if not _DIGEST.fullmatch(namespace.digest):
             raise _damaged(f"namespaces[{i}].digest", namespace.digest)
         if int(namespace.fields["chunk_tokens"]) < 1:
             raise _damaged(f"namespaces[{i}].fields.chunk_tokens", namespace.fields["chunk_tokens"])
+    # 2. Nodes, parents first: what they name must exist.
     depths: dict[int, int] = {}
     for i, node in enumerate(snapshot.nodes):
         where = f"nodes[{i}]"
@@ -101,8 +108,9 @@ def _check_structure(snapshot: Snapshot) -> None:
             raise _damaged(f"{where}.namespace", node.namespace)
         if node.parent is not None and node.parent not in depths:
             raise _damaged(f"{where}.parent", node.parent)
+        # 3. Each one's own values must fit its parent and its namespace.
         above = 0 if node.parent is None else depths[node.parent]
-        # Without its parent a chunk of a store may be at any depth.
+        # A chunk whose parent a store lacks may be at any depth.
         if node.depth < 1 or (node.parent is not None and node.depth != above + 1):
             raise _damaged(f"{where}.depth", node.depth)
         if not _KEY.fullmatch(node.key):
@@ -115,7 +123,7 @@ def _check_structure(snapshot: Snapshot) -> None:
 
 
 def _damaged(where: str, value: object) -> InputError:
-    # ascii(): the value is from outside, and an error is one line without control characters.
+    # The value is from outside: ascii() makes it one line without control characters.
     shown = ascii(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return InputError(f"damaged kvtrie snapshot: {ascii(where)[1:-1]} is {shown}")

@@ -1,6 +1,6 @@
-"""Smaller pictures out of a snapshot: one scope's, the upper chunks, the hottest paths.
+"""Filters of a snapshot: one scope, the upper chunks, or the paths with most hits.
 
-Each is a snapshot again, whose nodes keep their ids and whose parents are all there.
+Each returns a snapshot whose nodes keep their ids, and that has the parent of every node.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from kvtrie.prefix_tree.tombstones import tombstone_memory
 
 
 def only_scope(snapshot: Snapshot, scope: str) -> Snapshot:
-    """What one scope holds, and the chunks of shared scopes that its paths run through.
+    """The chunks of one scope, and those of shared scopes that its paths continue.
 
-    Figures that depend on other scopes are left out: what others use of a tier counts as free, as in a
-    sidecar's picture for one tenant; counters are gone, and tombstones are the scope's.
+    Figures that depend on other scopes are left out: bytes that others use of a tier count as free, as in a
+    sidecar's snapshot for one tenant; there are no counters, and only the scope's tombstones.
     """
     own = {i for i, namespace in enumerate(snapshot.namespaces) if namespace.scope == scope}
     kept = _with_ancestors(snapshot, lambda node: node.namespace in own)
@@ -39,10 +39,10 @@ def only_depth(snapshot: Snapshot, chunks: int) -> Snapshot:
 
 
 def only_hottest(snapshot: Snapshot, paths: int) -> Snapshot:
-    """The `paths` paths on which most hits ended.
+    """The `paths` paths with most hits at their end.
 
-    A node's hits contain those of its descendants, so what ranks a path is what its children do not
-    explain. Where nothing was hit, as in a store, the first leaves stay.
+    A node's hits contain its descendants' hits, so paths are ranked by hits minus their children's hits. If there
+    are no hits, as in a store, the first leaves are kept.
     """
     ended = {node.id: node.hits for node in snapshot.nodes}
     parents = set()
@@ -75,7 +75,7 @@ def _own_share(tier: TierView, scope: str, kept: list[NodeView]) -> TierView:
         capacity_bytes=tier.capacity_bytes,
         used_bytes=used,
         pending_bytes=pending,
-        # A store's capacity is not known: it is 0, and so is what is free of it.
+        # A store's capacity is unknown and given as 0; then its free bytes are 0 too.
         free_bytes=max(0, tier.capacity_bytes - used - pending),
         chunks=sum(1 for node in kept if tier.name in node.tiers),
         scopes={scope: booked} if scope in tier.scopes else {},

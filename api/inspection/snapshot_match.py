@@ -1,4 +1,4 @@
-"""The longest prefix of a prompt that a snapshot holds: `PrefixTree.match`, over a picture of the tree."""
+"""The longest prefix of a prompt that a snapshot holds: `PrefixTree.match`, over a snapshot of the tree."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kvtrie.prefix_tree.snapshot import NodeView, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class StoredMatch:
-    """How far one namespace, and what it may read, holds a prompt."""
+    """The part of a prompt that one namespace, and the namespaces it may read, hold."""
 
     namespace: int
-    """Whose request it is: an index into `Snapshot.namespaces`. Chunks may be of namespaces it reads."""
+    """The request's namespace, as an index into `Snapshot.namespaces`. Chunks may belong to namespaces it reads."""
     path: tuple[NodeView, ...]
-    """Resident chunks all of whose tokens match, first chunk first."""
+    """Resident chunks that match in full, from the first."""
     partial_tokens: int
     """Leading tokens of one more resident chunk that match."""
     awaits: tuple[NodeView, ...]
@@ -23,7 +23,7 @@ class StoredMatch:
     closest: NodeView | None
     """The chunk after `path` and `awaits` that shares most tokens with the rest of the prompt, or None."""
     closest_tokens: int
-    """How many it shares."""
+    """How many tokens it shares."""
     chunk_tokens: int
 
     @property
@@ -38,13 +38,13 @@ class StoredMatch:
 
 
 class SnapshotIndex:
-    """A snapshot's nodes by parent. Complete when constructed; changes nothing."""
+    """A snapshot's nodes by parent. Never changes."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self._children: dict[tuple[int | None, int], list[NodeView]] = {}
         for node in snapshot.nodes:
-            # A chunk whose parent a store lacks is nobody's child: no prompt reaches it.
+            # A chunk whose parent a store lacks is left out: no prompt can match it.
             if node.parent is not None or node.depth == 1:
                 self._children.setdefault((node.parent, node.namespace), []).append(node)
 
@@ -71,6 +71,7 @@ class SnapshotIndex:
 
     def _descend(self, tokens: Sequence[int], namespace: int, path: list[NodeView]) -> StoredMatch:
         chunk_tokens = int(self.snapshot.namespaces[namespace].fields["chunk_tokens"])
+        # 1. Whole chunks: resident ones, then ones that are being computed.
         awaits: list[NodeView] = []
         while True:
             start = (len(path) + len(awaits)) * chunk_tokens
@@ -86,11 +87,12 @@ class SnapshotIndex:
                 awaits.append(child)
             else:
                 path.append(child)
+        # 2. Part of one more resident chunk.
         deepest = path[-1] if path else None
         waiting = tokens[len(path) * chunk_tokens :][:chunk_tokens]
         resident = [child for child in self.children(deepest, namespace) if child.tiers]
         partial = max((common_tokens(child.tokens, waiting) for child in resident), default=0)
-        # Among equally close ones the hottest says most about what others send.
+        # 3. The closest chunk after all that; of equally close ones, the one with most hits.
         closest = max(
             children, key=lambda child: (common_tokens(child.tokens, chunk), child.hits), default=None
         )
@@ -106,7 +108,7 @@ class SnapshotIndex:
 
 
 def reach(match: StoredMatch) -> tuple[int, int]:
-    """What makes one match better than another: tokens matched, then chunks on their way."""
+    """Sort key of a match, the best last: tokens matched, then chunks that are being computed."""
     return match.tokens, len(match.awaits)
 
 

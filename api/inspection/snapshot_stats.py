@@ -1,4 +1,4 @@
-"""A snapshot in figures."""
+"""Totals over a snapshot."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class SnapshotStats:
     """Requests that reused at least one chunk still in the tree."""
     deepest_chunks: int
     deepest_tokens: int
-    """The longest path, with what a store lacks of it."""
+    """Tokens of the longest path, chunks that a store lacks of it included."""
     paths: int
     """Nodes without children: distinct stored sequences."""
     unique_tokens: int
     """Tokens held, each chunk once."""
     path_tokens: int
-    """What all paths would hold without sharing."""
+    """Tokens of all paths if each had its own copy of every chunk."""
     tombstones: int
     tombstone_bytes: int
     counters: dict[str, int | float]
@@ -43,10 +43,12 @@ class SnapshotStats:
 
 def snapshot_stats(snapshot: Snapshot) -> SnapshotStats:
     """Counts a snapshot. Tokens of pending chunks do not count as stored. O(nodes)."""
+    # 1. Pending chunks are in the tree and hold nothing yet: leaves and tokens are of resident ones.
     parents = {node.parent for node in snapshot.nodes if node.tiers}
     chunk_tokens = [int(namespace.fields["chunk_tokens"]) for namespace in snapshot.namespaces]
     resident = [node for node in snapshot.nodes if node.tiers]
     leaves = [node for node in resident if node.id not in parents]
+    # 2. Hits of a top node contain its descendants', so the sum is over tops.
     return SnapshotStats(
         source=snapshot.source,
         taken_at=snapshot.taken_at,

@@ -1,8 +1,8 @@
-"""The tree behind a store, rebuilt from its records alone: nobody who wrote them needs to be alive.
+"""A snapshot of a store, rebuilt from its records alone: the processes that wrote them need not be running.
 
-A record names its parent by key within its namespace. Where a tenant continued a path of a shared scope,
-the parent lies in the shared namespace, under a key of that namespace; it is found by chaining the
-tenant's keys along the shared paths.
+A record has its parent's key within its own namespace. Where a tenant continued a path of a shared scope, the
+parent's record is in the shared namespace, under that namespace's key; it is found by computing the tenant's keys
+along the shared paths.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, TierV
 from kvtrie.store import Record, Store, decode_namespace, decode_record
 
 UNKNOWN = "unknown"
-"""Every text field of a namespace whose own record the store lacks."""
+"""Value of every text field of a namespace whose own record the store lacks."""
 
 _BATCH_RECORDS = 8
 """Records read at once: each may be megabytes, and a store's deadline holds for the batch."""
@@ -43,17 +43,18 @@ class _Chunk:
 
 
 def store_snapshot(store: Store, tier: str, store_key: bytes | None = None) -> Snapshot:
-    """Reads every record of `store` and pictures the tree they make, in one tier called `tier`.
+    """Reads every record of `store`; returns a snapshot of the tree they form, in one tier called `tier`.
 
     Chunks whose parent is missing have no `parent` though their `depth` is above 1 (orphans). Records that
     are damaged, or contradict their parent, are left out. Both are counted: `store.records`,
-    `store.orphans`, `store.corrupt` and `store.corrupt.<reason>`, `store.unnamed_namespaces`. A store has
-    no capacity it could tell: the tier's is 0. Last use is the time of writing.
+    `store.orphans`, `store.corrupt` and `store.corrupt.<reason>`, `store.unnamed_namespaces`. The
+    capacity of a store is unknown: the tier's is 0. A chunk's last use is the time it was written.
 
     Raises:
         StoreUnavailable: the store failed while it was read.
         InputError: the store key is not of 16 to 64 bytes.
     """
+    # 1. Read all records: namespaces' own, and chunks.
     counters: Counter[str] = Counter()
     names: dict[bytes, dict[str, str | int]] = {}
     found: list[_Chunk] = []
@@ -65,6 +66,7 @@ def store_snapshot(store: Store, tier: str, store_key: bytes | None = None) -> S
             names[record.namespace] = decode_namespace(record)
         except RecordError as error:
             _count_corrupt(counters, error.reason)
+    # 2. Form the tree; a namespace without a record of its own gets unknown fields.
     chunks, parents = _link(found, names, counters)
     unnamed = {chunk.namespace for chunk in chunks.values()} - set(names)
     lengths = {chunk.namespace: len(chunk.tokens) // 4 for chunk in chunks.values()}
@@ -72,6 +74,7 @@ def store_snapshot(store: Store, tier: str, store_key: bytes | None = None) -> S
         names[digest] = _unknown_fields(lengths[digest])
     digests = sorted(names, key=lambda digest: (str(names[digest]["scope"]), digest))
     nodes = _nodes(chunks, parents, digests, tier)
+    # 3. Figures.
     used: Counter[str] = Counter()
     for node in nodes:
         used[str(names[digests[node.namespace]]["scope"])] += node.tiers[tier]
@@ -103,7 +106,7 @@ def store_snapshot(store: Store, tier: str, store_key: bytes | None = None) -> S
 
 
 def _intact(store: Store, store_key: bytes | None, counters: Counter[str]) -> Iterator[tuple[Record, int]]:
-    """Every record that is what the key it lies under says, and how many bytes it takes."""
+    """Every record that belongs to the key it is stored under, and its size in bytes."""
     seen: set[bytes] = set()
     keys = store.scan()
     while batch := list(islice(keys, _BATCH_RECORDS)):
@@ -124,7 +127,7 @@ def _intact(store: Store, store_key: bytes | None, counters: Counter[str]) -> It
 
 def _expect_own_key(record: Record, key: bytes) -> None:
     if record.key != key:
-        raise RecordError("key", f"record {record.key.hex()} lies under {key.hex()}")
+        raise RecordError("key", f"record {record.key.hex()} is stored under the key {key.hex()}")
     if record.depth:
         above = record.namespace if record.depth == 1 else record.parent_key
         if xxh3_128_digest(above + record.tokens) != record.key:
@@ -152,10 +155,11 @@ def _chunk(record: Record, size_bytes: int) -> _Chunk:
 def _link(
     found: Iterable[_Chunk], names: dict[bytes, dict[str, str | int]], counters: Counter[str]
 ) -> tuple[dict[bytes, _Chunk], dict[bytes, bytes | None]]:
-    """Chunks by key, parents first, and each one's parent key as it stands in the store."""
+    """Chunks by key, parents first, and for each the key that its parent has in the store."""
     chunks: dict[bytes, _Chunk] = {}
     parents: dict[bytes, bytes | None] = {}
     strays: list[_Chunk] = []
+    # 1. Parents of the same namespace; depth and path digest must follow from the parent's.
     for chunk in sorted(found, key=lambda chunk: chunk.depth):
         parent = chunks.get(chunk.parent_key) if chunk.depth > 1 else None
         if parent is not None and parent.namespace != chunk.namespace:
@@ -172,6 +176,7 @@ def _link(
             strays.append(chunk)
         chunks[chunk.key] = chunk
         parents[chunk.key] = None if parent is None else parent.key
+    # 2. The others continue a shared scope's path, or their parent is missing.
     for digest in {stray.namespace for stray in strays}:
         mine = [stray for stray in strays if stray.namespace == digest]
         parents.update(_graft(digest, mine, chunks, parents, names))
@@ -187,12 +192,14 @@ def _graft(
 ) -> dict[bytes, bytes | None]:
     """Parents, in shared scopes of the same model, of chunks of the namespace `digest`.
 
-    The same tokens may lie in several scopes; of those that may be read, the first by name is taken.
+    If several readable scopes hold the same tokens, the parent is in the first of them by name.
     """
+    # 1. Parents' keys that are looked for, in the namespace `digest`.
     wanted: dict[bytes, list[_Chunk]] = {}
     for stray in strays:
         wanted.setdefault(stray.parent_key, []).append(stray)
     readable = {chunk.namespace: _reading_rank(digest, chunk.namespace, names) for chunk in chunks.values()}
+    # 2. Key and path digest that every chunk of a readable path would have in that namespace.
     chains: dict[bytes, tuple[bytes, bytes]] = {}
     found: dict[bytes, tuple[tuple[bool, str, bytes], bytes]] = {}
     for chunk in chunks.values():
@@ -206,6 +213,7 @@ def _graft(
         key = xxh3_128_digest(chain[0] + chunk.tokens)
         path = hashlib.sha256(chain[1] + chunk.tokens).digest()
         chains[chunk.key] = key, path
+        # 3. A stray chunk is its child if depth and path digest follow from it.
         for stray in wanted.get(key, ()):
             is_next = stray.depth == chunk.depth + 1
             if is_next and hashlib.sha256(path + stray.tokens).digest() == stray.path_digest:
@@ -216,11 +224,11 @@ def _graft(
 def _reading_rank(
     digest: bytes, other: bytes, names: dict[bytes, dict[str, str | int]]
 ) -> tuple[bool, str, bytes] | None:
-    """How likely a namespace continues paths of `other`, least first; None where it cannot."""
+    """Sort key for readable namespaces, the most likely first; None if `other` cannot be read."""
     if other == digest or not _same_model(names.get(digest), names.get(other)):
         return None
     scope = str(names[other]["scope"]) if other in names else ""
-    # A tenant's own scope is nobody else's to read.
+    # Nobody else may read a tenant's own scope.
     return None if scope.startswith("tenant:") else (scope == "", scope, other)
 
 
@@ -267,7 +275,7 @@ def _nodes(
         )
         children = below.get(chunk.key, [])
         children.sort(key=lambda child: (number[child.namespace], child.tokens))
-        # Stable, so that only a parent's own namespace moves to the front.
+        # This sort is stable: only children of the parent's own namespace move to the front.
         children.sort(key=lambda child: child.namespace != chunk.namespace)
         stack.extend(reversed(children))
     return nodes

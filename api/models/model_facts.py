@@ -77,6 +77,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
         UnsupportedModel: names what kvtrie cannot serve.
         InputError: the model is in training mode, or its KV dtype is not stored.
     """
+    # 1. A model of a served family, by its class and config.
     refuse_compiled(model)
     base = _base_model(model)
     kind = type(base).__name__
@@ -92,11 +93,13 @@ def model_facts(model: nn.Module) -> ModelFacts:
     for layer, layer_kind in enumerate(getattr(text, "layer_types", None) or ()):
         if layer_kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedModel(f"{kind}: layer {layer} is {layer_kind!r}, which kvtrie does not compute")
+    # 2. Ready to run.
     if model.training:
         raise InputError(f"{kind} is in training mode; call model.eval() first")
     device = next(base.parameters()).device
     if device.type == "meta":
         raise InputError(f"{kind} has no weights: its parameters are on the meta device")
+    # 3. Layers and shapes, from passes of a few tokens.
     view = ModelView(base)
     probed = probe(kind, view.root, text, device)
     shapes = sorted({astuple(shape) for shape in probed.shapes.values()})
@@ -105,6 +108,7 @@ def model_facts(model: nn.Module) -> ModelFacts:
             f"{kind}: {len(probed.shapes)} of {text.num_hidden_layers} layers reach the attention function, with "
             f"KV shapes {shapes}; kvtrie needs all, of one shape"
         )
+    # 4. Limits: positions, windows, softcap; then the logits are the model's own.
     positions, limited_by = max_positions(text)
     windows = {layer: variant.window for layer, variant in probed.variants.items()}
     _check_windows(kind, text, windows, positions)

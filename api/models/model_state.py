@@ -40,14 +40,16 @@ class StateReader:
         self._parts: _Parts | None = None
 
     def forget(self) -> None:
-        """Looks for the model's parts anew."""
+        """Makes the next `read` look for the model's modules anew."""
         self._parts = None
 
     def read(self) -> ModelState:
-        """The state now."""
+        """The model's present state."""
+        # 1. Where the state is kept; looked for anew if a submodule was added, removed or replaced.
         parts = self._parts
         if parts is None or not parts.are_all():
             parts = self._parts = _Parts.of(self._model)
+        # 2. Parameters and buffers: storage and count of writes.
         tensors = [
             tensor for tensor in chain.from_iterable(map(dict.values, parts.tensors)) if tensor is not None
         ]
@@ -56,6 +58,7 @@ class StateReader:
             states = tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
         except RuntimeError:
             states = tuple([(tensor.data_ptr(), version(tensor)) for tensor in tensors])
+        # 3. Hooks and replaced forwards, then watched attributes.
         replaced: list[int] = []
         if any(parts.hooks) or any("forward" in own for own in parts.attributes):
             for module in parts.modules:
@@ -105,9 +108,11 @@ class _Parts:
 
     @classmethod
     def of(cls, model: nn.Module) -> _Parts:
+        # 1. Modules whose buffers are rewritten at every pass are kept apart: only their originals are compared.
         modules = list(model.modules())
         rewriting = {id(module) for module in modules if depends_on_length(module)}
         plain = [module for module in modules if id(module) not in rewriting]
+        # 2. Dicts of all others.
         children = [module._modules for module in modules]
         return cls(
             modules=modules,

@@ -127,6 +127,7 @@ class ModelView:
 
     def _double(self, module: nn.Module, memo: dict[int, Any]) -> Any:
         """The module's double, or the module itself where neither it nor one below it reads a config."""
+        # 1. Modules seen before, and those whose frequencies change with each pass.
         if id(module) in memo:
             return memo[id(module)]
         if depends_on_length(module):
@@ -134,6 +135,7 @@ class ModelView:
             # meet ours. Copied whole, and never synced.
             memo[id(module)] = copy.deepcopy(module, memo)
             return memo[id(module)]
+        # 2. The module itself, if neither it nor one below it reads a config.
         children = {name: child and self._double(child, memo) for name, child in module._modules.items()}
         configs = {
             name: copy.deepcopy(value, memo)
@@ -144,6 +146,7 @@ class ModelView:
         if is_shared and not configs and module is not self.model:
             memo[id(module)] = module
             return module
+        # 3. A double over the same parameters, buffers and hooks, with its own children and configs.
         double = module.__class__.__new__(module.__class__)
         memo[id(module)] = double
         # A compiled call is bound to the original.

@@ -39,12 +39,14 @@ def render_metrics(
     what_if: Mapping[str, Mapping[int, float]],
 ) -> str:
     """The exposition of one moment."""
+    # 1. Copy the tier's figures under its lock.
     page = Page()
     with held.lock:
         tier = held.tier
         capacity, free, chunks = tier.capacity_bytes, tier.free_bytes, tier.chunks
         scopes = {name: (b.used_bytes, b.pending_bytes) for name, b in sorted(tier.scopes.items())}
         namespaces = len(held.homes(None))
+    # 2. The tier.
     page.family("kvtrie_sidecar_capacity_bytes", "gauge", "Capacity of the host tier.", [({}, capacity)])
     page.family("kvtrie_sidecar_free_bytes", "gauge", "Free bytes of the host tier.", [({}, free)])
     page.family("kvtrie_sidecar_chunks", "gauge", "Chunks in the host tier.", [({}, chunks)])
@@ -55,6 +57,7 @@ def render_metrics(
     ):
         samples: list[Sample] = [({"scope": scope}, figures[place]) for scope, figures in scopes.items()]
         page.family(f"kvtrie_sidecar_{name}_bytes", "gauge", help_text, samples)
+    # 3. Counters of each scope.
     totals: dict[str, list[Sample]] = {name: [] for name in _HELP}
     for scope, named in counters.by_scope().items():
         for name, total in named.items():
@@ -63,6 +66,7 @@ def render_metrics(
             totals.setdefault(family, []).append((labels, total))
     for family, counted in totals.items():
         page.family(f"kvtrie_sidecar_{family}_total", "counter", _HELP.get(family, family), counted)
+    # 4. What-if estimates, and the queue to the store.
     page.family(
         "kvtrie_sidecar_what_if_hit_ratio",
         "gauge",

@@ -1,15 +1,17 @@
 """The host tier: encoded records in this process's memory, as one prefix tree with one tier.
 
-Two keys name a chunk here. The client's own chains from the client's namespace digest; it is what records
-carry and lookups bring. The tree's chains from a root of the sidecar's making, into whose namespace the
-scope is hashed: tenants that present the same namespace and the same tokens meet in no index.
+A chunk has two keys here.
+    client key ... chained from the client's namespace digest; records carry it, and clients look chunks up by it
+    tree key ..... chained from the digest of a namespace that this tier makes of the scope and the client's
+    namespace,
+                   so two tenants that send the same namespace and the same tokens share no entry of the index
 
-Memory, all of it in the tier's books:
-    used ...... len(record) of every chunk, charged to its scope; leaves are evicted, least recently used first
+The tier's books count all of its memory:
+    used ...... len(record) of every chunk, charged to its scope; leaves are evicted in the order of the policy
     pending ... namespace records, and NAMESPACE_BYTES for each namespace
 
-A namespace outlives its chunks for as long as there is room: a client need not name it again. Where room is short,
-namespaces that hold no chunk are forgotten first, the one that has held none for longest before the others.
+A namespace without chunks is kept while there is room, so that a client need not send its record again. Where room
+is short, namespaces without chunks are dropped first, in the order in which they lost their last chunk.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ from kvtrie.store import Record, decode_namespace
 HOST = 0
 """The tree's only tier."""
 TYPICAL_RECORD_BYTES = 1 << 20
-"""What one record is taken to be, where a policy has to know how many the tier holds."""
+"""Assumed size of a record, for policies that must know how many chunks the tier can hold."""
 LONGEST_NAMESPACE_RECORD = 1 << 16
 
 
 class HostTier:
-    """Records of all scopes. Thread-safe under one lock, which is held for no longer than a lookup takes.
+    """Records of all scopes. Thread-safe: every method takes `lock`, for no longer than a lookup takes.
 
     Args:
         capacity_bytes: of the tier.
         chunk_tokens: tokens of every chunk; records of other chunks are rejected.
-        counters: gets `evictions.<reason>` and `forgotten_namespaces`.
+        counters: counts `evictions.<reason>` and `forgotten_namespaces`.
         max_namespaces: most namespaces with chunks that one scope may have.
         eviction: which chunks are evicted when the tier is full; LRU when left out.
 
@@ -63,7 +65,7 @@ class HostTier:
         self.lock = threading.RLock()
         self._eviction = eviction or Eviction()
         self.tier = self._eviction.tier("host", capacity_bytes, TYPICAL_RECORD_BYTES)
-        # Tombstones carry the clients' keys, so they are kept here and not in the tree.
+        # Tombstones have client keys, so they are kept here and not in the tree, which has tree keys.
         self.tree = PrefixTree(chunk_tokens, [self.tier], clock=clock, tombstones_per_scope=0)
         self.tombstones = Tombstones(per_scope=1024)
         self._counters = counters
@@ -75,9 +77,9 @@ class HostTier:
     # ---- reading
 
     def match(self, scope: str, namespace: bytes, tokens: bytes) -> int:
-        """Whole chunks held of a prompt (int32le), its last token left out: that one is to be computed.
+        """How many whole chunks of a prompt (int32le) are held; its last token is left out, as it must be computed.
 
-        Keeps what it finds from being evicted next, and counts no hit.
+        The path counts as just used, so it is not evicted next. Counts no hit.
         """
         with self.lock:
             home = self._homes.get((scope, namespace))
@@ -89,7 +91,8 @@ class HostTier:
             return len(path)
 
     def get(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[HeldRecord]:
-        """The longest held prefix of `keys`, each a child of the one before; the first at any depth."""
+        """Records of the longest held prefix of `keys`. Each key must be a child of the one before; the first may
+        be at any depth."""
         with self.lock:
             home = self._homes.get((scope, namespace))
             if home is None:
@@ -106,14 +109,14 @@ class HostTier:
             return [_held(node) for node in path]
 
     def keys_above(self, scope: str, namespace: bytes, key: bytes) -> list[bytes]:
-        """Keys of the chunks before a held one, first one first; none where it is not held."""
+        """Client keys of the chunks above a held one, from the first; empty if `key` is not held."""
         with self.lock:
             home = self._homes.get((scope, namespace))
             node = None if home is None else home.by_key.get(key)
             return [] if node is None else [_held(above).link.key for above in node.path()[:-1]]
 
     def chunks_of(self, scopes: Collection[str] | None) -> dict[str, int]:
-        """How many chunks each of `scopes`, or each scope there is, has here."""
+        """How many chunks each of `scopes` has here; each scope's for None."""
         with self.lock:
             chunks: Counter[str] = Counter()
             for home in self.homes(scopes):
@@ -121,7 +124,7 @@ class HostTier:
             return dict(chunks)
 
     def link(self, scope: str, namespace: bytes, key: bytes) -> RecordLink | None:
-        """The place of a held chunk; None where it is not held."""
+        """The link (depth, path digest, shape) of a held chunk; None if it is not held."""
         with self.lock:
             home = self._homes.get((scope, namespace))
             node = None if home is None else home.by_key.get(key)
@@ -134,18 +137,18 @@ class HostTier:
             return home is not None and home.record is not None
 
     def homes(self, scopes: Collection[str] | None) -> list[Home]:
-        """Namespaces of `scopes`, or all, oldest first. Call it, and use them, under `lock`."""
+        """Namespaces of `scopes` (all for None), oldest first. Hold `lock` while calling it and using them."""
         return [home for home in self._homes.values() if scopes is None or home.scope in scopes]
 
     # ---- growing
 
     def admit(self, scope: str, record: Record, data: bytes) -> bool:
-        """Keeps an intact record, with `data` as its bytes; False where it was held already.
+        """Stores an intact record, with `data` as its bytes; False if it is held already.
 
-        Evicts least recently used leaves where there is no room.
+        Evicts leaves, in the order of the policy, if there is no room.
 
         Raises:
-            RecordError: it does not chain to a held parent, or contradicts what is held.
+            RecordError: its parent is not held, or it contradicts its parent or the record held under its key.
             StoreFull: it does not fit, or the scope has too many namespaces with chunks.
         """
         with self.lock:
@@ -160,11 +163,11 @@ class HostTier:
         if record.depth > 1:
             above = None if home is None else home.by_key.get(record.parent_key)
             if above is None:
-                raise RecordError("parent", f"{record.parent_key.hex()}, which is above it, is not held")
+                raise RecordError("parent", f"the parent {record.parent_key.hex()} is not held")
             link = _held(above).link
         link = link.follow(record, self.tree.chunk_tokens)
-        if home is not None and (standing := home.by_key.get(record.key)) is not None:
-            if standing.parent is not (above or home.root) or standing.tokens != record.tokens:
+        if home is not None and (stored := home.by_key.get(record.key)) is not None:
+            if stored.parent is not (above or home.root) or stored.tokens != record.tokens:
                 raise RecordError("key", f"{record.key.hex()} is the key of other tokens here")
             return False
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
@@ -173,7 +176,7 @@ class HostTier:
         tree_key = self.tree.next_key(parent.key, record.tokens)
         handle = HeldRecord(home, link, data)
         node = self.tree.insert(parent, home.root, tree_key, record.tokens, HOST, handle, len(data))
-        assert _held(node) is handle, "what is not in the index is not in the tree"
+        assert _held(node) is handle, "a chunk that is not in the index was in the tree"
         home.by_key[record.key] = node
         self._empty.discard(home)
         self.tombstones.discard(scope, record.key)
@@ -194,12 +197,12 @@ class HostTier:
         home = home or self._open(scope, record.namespace, extra_bytes=len(data))
         self._make_room(scope, len(data), home)
         self.tier.reserve(scope, len(data))
-        # What a client says of its scope is its own word for it; a dump shows where the chunks really are.
+        # The scope in a client's record is the client's name for it; a dump shows the scope that holds the chunks.
         home.record, home.fields = data, {**fields, "scope": scope}
         return True
 
     def _open(self, scope: str, namespace: bytes, extra_bytes: int) -> Home:
-        """A new namespace, with room made for its first record of `extra_bytes` too."""
+        """A new namespace; makes room for it and for its first record of `extra_bytes`."""
         if self._homes_of[scope] >= self._max_namespaces and not self._forget_one(scope=scope):
             raise StoreFull(
                 f"scope {scope} has chunks in {self._max_namespaces} namespaces, which is the most it may"
@@ -221,8 +224,9 @@ class HostTier:
     ) -> None:
         """Forgets empty namespaces and evicts chunks until `size_bytes` of `scope` fit.
 
-        Spares `home` and the path to `keep`; changes nothing where it cannot be made to fit.
+        Keeps `home` and the path to `keep`; changes nothing if even an empty tier would have no room beside them.
         """
+        # 1. Nothing to do, or nothing that would help.
         tier = self.tier
         if size_bytes <= tier.free_bytes and not tier.over_quota_bytes(scope, size_bytes):
             return
@@ -230,27 +234,31 @@ class HostTier:
         if keep is not None:
             spared += sum(len(_held(node).data) for node in keep.path())
         if size_bytes + spared > tier.capacity_bytes:
-            raise StoreFull(f"{size_bytes} bytes beside {spared} that they need do not fit the host tier")
+            raise StoreFull(
+                f"{size_bytes} bytes, beside {spared} bytes of the path above, do not fit the host tier"
+            )
         lease = None if keep is None else self.tree.lease_node(keep)
         try:
+            # 2. Below the scope's own quota first, from its own chunks.
             while tier.over_quota_bytes(scope, size_bytes):
                 if not self._forget_one(home, scope) and not self._evict_one(OVER_QUOTA, scope):
                     break
+            # 3. Then into the tier, from anybody's chunks.
             while size_bytes > tier.free_bytes:
                 if not self._forget_one(home) and not self._evict_one(self._eviction.reason):
-                    raise StoreFull(f"{size_bytes} bytes do not fit beside what may not be evicted")
+                    raise StoreFull(f"{size_bytes} bytes do not fit beside chunks that may not be evicted")
         finally:
             if lease is not None:
                 self.tree.release(lease)
 
     def _evict_one(self, reason: str, scope: str | None = None) -> bool:
-        """Evicts one leaf, which may leave its namespace empty; False where there is none to evict."""
+        """Evicts one leaf, which may leave its namespace without chunks; False if there is no leaf to evict."""
         evicted = self.tree.evict(HOST, 1, reason, scope=scope)
         self._forget(evicted, reason)
         return bool(evicted)
 
     def _forget_one(self, spared: Home | None = None, scope: str | None = None) -> bool:
-        """Forgets a namespace without chunks, of one scope or of any; False where there is none but `spared`."""
+        """Forgets a namespace without chunks, of one scope or of any; False if there is none except `spared`."""
         home = self._empty.oldest(spared, scope)
         if home is None:
             return False

@@ -1,4 +1,4 @@
-"""HTTP to one sidecar, with one deadline over each whole call and a breaker before it."""
+"""HTTP calls to one sidecar: each has one deadline over all of it, behind a circuit breaker."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 10.0
 _LONGEST_ERROR = 4096
 _NOTHING = bytes(32)
-"""A match of no tokens in no namespace: it proves the sidecar, the key and the scope, and costs nothing."""
+"""Body of a match of no tokens in no namespace: it shows that sidecar, key and scope work, and costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarRequest:
-    """One request."""
+    """One HTTP request to a sidecar."""
 
     method: str
     path: str
     content: bytes = b""
     scope: str | None = None
-    """Shared scope it is about, by name; None for the caller's own."""
+    """Name of the shared scope it addresses; None for the tenant's own."""
 
 
 def probe(scope: str | None) -> SidecarRequest:
-    """The cheapest question that needs access to `scope`."""
+    """The cheapest request that needs access to `scope`."""
     return SidecarRequest("POST", "/v1/match", _NOTHING, scope)
 
 
 class SidecarConnection:
-    """Asks one sidecar. Safe to call from several threads, and after a fork: the child connects anew.
+    """A connection to one sidecar. Safe to call from several threads, and after a fork: the child connects anew.
 
-    Calls run on an event loop in a daemon thread, where a deadline cancels whatever they wait for: httpx's
-    own timeouts hold per read, so a server that trickles would keep a caller for ever.
+    Calls run on an event loop in a daemon thread, where the deadline cancels them whatever they wait for. httpx's
+    own timeouts are per read, so a server that sends a byte now and then would keep a caller for ever.
 
-    After a failure every call raises at once. Whether the sidecar is back is asked in the background, once
-    the breaker lets it: not even with a hung sidecar does a later caller wait.
+    After a failure every call raises at once. A background request, as often as the breaker allows it, finds out
+    whether the sidecar answers again, so no later caller waits for a sidecar that hangs.
 
     Args:
         url: `http://host:port`, `https://host:port` or `unix:///path`.
-        deadline_seconds: most that one call may take.
+        deadline_seconds: longest time of one call.
 
     Raises:
         InputError: the URL is malformed, or the deadline not above 0.
@@ -81,7 +81,7 @@ class SidecarConnection:
             headers["Authorization"] = f"Bearer {api_key}"
 
         def make_client() -> httpx.AsyncClient:
-            # Proxies of the environment are for the Internet: records and keys must not go there.
+            # Records and keys must not be sent to the proxies that the environment names.
             return httpx.AsyncClient(
                 base_url=address.base_url,
                 headers=headers,
@@ -104,19 +104,19 @@ class SidecarConnection:
 
     @property
     def is_down(self) -> bool:
-        """Whether calls raise at once. May start asking, in the background, whether that is still so."""
+        """Whether calls raise at once. May start a background request that finds out whether they still must."""
         loop = self._loops.get()
         if loop.is_down.is_set():
             self._ask_again(loop)
         return loop.is_down.is_set() or loop.is_closed
 
     def ask(self, question: SidecarRequest, read: Callable[[httpx.Response], Awaitable[T]]) -> T:
-        """What `read` makes of the reply to `question`.
+        """Sends a request; returns what `read` makes of the reply.
 
         Raises:
-            StoreUnavailable: no usable reply within the deadline, or none a moment ago.
-            StoreError: it understood, and will not: too large, or malformed.
-            AccessDenied: 401 or 403; says what to do.
+            StoreUnavailable: no usable reply within the deadline, or the call before failed.
+            StoreError: the sidecar refused the request: too large, malformed, or too many at once.
+            AccessDenied: status 401 or 403.
         """
         loop = self._loops.get()
         if self.is_down:
@@ -127,7 +127,7 @@ class SidecarConnection:
         try:
             reply = self._run(loop, self._exchange(loop, question, read))
         except (AccessDenied, StoreUnavailable) as error:
-            # A scope that may not be read is no outage; a key that is not known any more is as good as one.
+            # 403 for one scope is not an outage; 401 (the key was revoked) is treated like one.
             if not isinstance(error, AccessDenied) or question.scope is None:
                 loop.breaker.failed(ticket)
                 loop.is_down.set()
@@ -139,7 +139,7 @@ class SidecarConnection:
         return reply
 
     def close(self) -> None:
-        """Cancels what is under way and ends the thread. May be called twice."""
+        """Cancels calls in progress and ends the thread. May be called twice."""
         self._loops.get().close()
 
     def _ask_again(self, loop: HttpLoop) -> None:
@@ -147,7 +147,7 @@ class SidecarConnection:
         if ticket is not None:
             try:
                 self._submit(loop, self._probe(loop, ticket))
-            # Closed between the two.
+            # The loop was closed after `is_closed` was read.
             except StoreUnavailable:
                 loop.breaker.failed(ticket)
 
@@ -161,7 +161,7 @@ class SidecarConnection:
             loop.is_down.clear()
 
     def _run(self, loop: HttpLoop, work: Coroutine[Any, Any, T]) -> T:
-        """`work` on the loop. The wait here is only for a loop that is itself stuck."""
+        """Runs `work` on the loop. The timeout here is only for a loop that is itself stuck."""
         future = self._submit(loop, work)
         try:
             return future.result(self._deadline_seconds * 1.25 + 0.25)
@@ -187,7 +187,7 @@ class SidecarConnection:
             raise StoreUnavailable(
                 f"sidecar {self.shown}: no answer within {self._deadline_seconds:g} s"
             ) from None
-        # Whatever a peer that is no sidecar makes the parsers raise is that peer's fault.
+        # A peer that is not a sidecar can make the parsers raise anything: all of it is an outage.
         except Exception as error:
             raise StoreUnavailable(f"sidecar {self.shown}: {type(error).__name__}: {error}") from error
 
@@ -209,7 +209,7 @@ class SidecarConnection:
             raise AccessDenied(f"sidecar {self.shown}: {said}; pass the api_key that its tenants file has")
         if status == 403:
             raise AccessDenied(f"sidecar {self.shown}: {said}")
-        # 429 is about this one call too: the next one may be let in, and no outage of the sidecar.
+        # 429 too concerns this one call: the next one may be accepted. It is not an outage.
         if status in (400, 413, 429):
             raise StoreError(f"sidecar {self.shown} refused: {said}")
         raise StoreUnavailable(f"sidecar {self.shown}: HTTP status {status}: {said}")
@@ -235,7 +235,7 @@ async def _nothing(response: httpx.Response) -> None:
 
 
 async def _error(response: httpx.Response) -> str:
-    """What a refusal says, fit for one line."""
+    """The reason in an error reply, as one line."""
     try:
         document = json.loads(await read_limited(response, _LONGEST_ERROR))
         said = document["error"]

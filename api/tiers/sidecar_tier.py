@@ -23,33 +23,33 @@ from kvtrie.store.per_process import PerProcess
 from kvtrie.store.record import DIGEST_BYTES
 
 SHARED = "shared:"
-"""What the scope of a namespace begins with where it is a shared one."""
+"""Prefix of the names of shared scopes in a namespace."""
 _LONGEST_OUTCOME = 1 << 16
 _MOST_NAMESPACES = 4096
 _SCOPE_AT = DIGEST_BYTES + KEY_BYTES
-"""Where a queue's key says which scope its record is for."""
+"""Offset of the scope's number in a queue key."""
 _CLOSE_SECONDS = 2.0
 
 
 class SidecarTier:
-    """A `LowerTier` whose bytes lie in a sidecar.
+    """A `LowerTier` whose records are in a sidecar.
 
-    A namespace whose scope is `shared:NAME` goes to that shared scope if NAME is in `shared_scopes`;
-    every other namespace goes to the tenant whose key this is.
+    Records of a namespace whose scope is `shared:NAME` are stored in that shared scope if NAME is in
+    `shared_scopes`; all other records are stored in the scope of the tenant whose key this is.
 
-    A process that was forked connects anew and counts anew; its `close` does not touch its parent's.
+    A forked process connects anew and starts new counts; its `close` does not touch its parent's.
 
     Args:
         url: `http://host:port` or `unix:///path`.
-        api_key: of a tenant; default KVTRIE_API_KEY. An open sidecar needs none.
+        api_key: a tenant's key; default KVTRIE_API_KEY. A sidecar without tenants needs none.
         shared_scopes: names of shared scopes to use; each must be among the tenant's `reads`.
-        deadline_seconds: over each whole call, whatever the sidecar does.
+        deadline_seconds: longest time of each call, connecting included.
         queue_bytes: most bytes waiting to be written.
 
     Raises:
         InputError: the URL or a number is malformed.
-        AccessDenied: the sidecar does not know the key, or does not let it read a shared scope. A sidecar
-            that cannot be reached is no error: it may come.
+        AccessDenied: the sidecar does not know the key, or does not let it read a shared scope. An
+            unreachable sidecar is not an error here: it may start later.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SidecarTier:
         self._writer = _Writer(self._connection, self._count, self._shared)
         try:
             self._probe()
-            # WriteBehind asks its store for nothing but `put_many`.
+            # WriteBehind calls only `put_many` of its store.
             self._behind = WriteBehind(cast(Store, self._writer), max_bytes=queue_bytes)
         except InputError:
             self._connection.close()
@@ -90,7 +90,7 @@ class SidecarTier:
                 size += len(piece)
                 records += reader.feed(piece)
                 if len(records) > len(asked) or size > 2 * self._limits.max_reply_bytes:
-                    raise InputError("more was sent than was asked for")
+                    raise InputError("the sidecar sent more records than were asked for")
             reader.finish()
             return records
 
@@ -103,7 +103,7 @@ class SidecarTier:
         except StoreError:
             self._count("load_outages")
             raise
-        # Access was granted at construction; that it is refused now is no fault of the request's.
+        # Access was granted at construction. If it is refused now, the request can still run without the tier.
         except AccessDenied as error:
             self._count("load_outages")
             raise StoreUnavailable(str(error)) from error
@@ -112,7 +112,7 @@ class SidecarTier:
         return records
 
     def offer(self, namespace: Namespace, key: bytes, make: Callable[[], bytes]) -> bool:
-        """See `LowerTier.offer`. Where the queue has no room for a record like the last, none is made."""
+        """See `LowerTier.offer`. Makes no record if the queue has no room for one as large as the last."""
         scope = self._scope(namespace)
         if self._connection.is_down:
             self._count("dropped_down")
@@ -136,7 +136,7 @@ class SidecarTier:
         return self._behind.flush(timeout_seconds)
 
     def stats(self) -> Mapping[str, int | float]:
-        """See `LowerTier.stats`: loads, what became of offers, and `rejected.<reason>` of the sidecar."""
+        """See `LowerTier.stats`: loads, the outcomes of offers, and the sidecar's `rejected.<reason>`."""
         written = asdict(self._behind.stats())
         for name, count in self._counts.get().all().items():
             written[name] = written.get(name, 0) + count
@@ -185,16 +185,16 @@ class _Counts:
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered of a namespace."""
+    """What the writer remembers of a namespace."""
 
     name: bytes | None = None
-    """Its record, to be sent again to a sidecar that has lost it."""
+    """Its namespace record, to send again to a sidecar that has lost it."""
     last_bytes: int = 0
-    """Length of its last chunk record: of the next one too."""
+    """Length of its last chunk record, and so of the next."""
 
 
 class _Writer:
-    """What the write-behind queue writes to: puts over HTTP.
+    """The store of the write-behind queue: writes are puts over HTTP.
 
     Its keys are namespace digest + chunk key + number of the scope that the record is for.
     """
@@ -225,15 +225,16 @@ class _Writer:
         return namespace + key + self._numbers[scope]
 
     def known(self, namespace: bytes) -> _Known:
-        """What is remembered of a namespace; of as many as `_MOST_NAMESPACES`, those offered to last."""
-        # Taken out and put in again, at the end: no step of it fails where two threads offer at once.
+        """What is remembered of a namespace. The `_MOST_NAMESPACES` namespaces that were offered to last are
+        remembered."""
+        # Removed and inserted again at the end: no step fails if two threads offer at once.
         known = self._known[namespace] = self._known.pop(namespace, _Known())
         if len(self._known) > _MOST_NAMESPACES:
             self._known.popitem(last=False)
         return known
 
     def _put(self, scope: str | None, records: list[bytes]) -> list[bytes]:
-        """Puts `records`; namespaces whose record the sidecar has not."""
+        """Puts `records`. Returns digests of namespaces whose own record the sidecar does not hold."""
 
         async def read(response: httpx.Response) -> tuple[dict[str, int], list[bytes]]:
             outcome = json.loads(await read_limited(response, _LONGEST_OUTCOME))

@@ -70,17 +70,20 @@ def plot_simulation(simulation: Simulation, path: Path) -> None:
 def _hit_ratios(axis: Any, simulation: Simulation, facts: TraceFacts, *, is_first: bool) -> None:
     rows = [row for row in simulation.rows if row.trace == facts.trace and row.tenant is None]
     unique = facts.unique_blocks
+    # 1. The curve of LRU and the limit.
     axis.plot(
         [100 * blocks / unique for blocks, _ in facts.lru_curve],
         [100 * ratio for _, ratio in facts.lru_curve],
         color=_GREY, linewidth=1, label="lru, every capacity",
     )  # fmt: skip
     axis.axhline(100 * facts.infinite_hit_ratio, color=_GREY, linewidth=1, linestyle=":", label="no limit")
+    # 2. A line for each policy.
     for name, colour, mark in zip(dict.fromkeys(row.policy for row in rows), cycle(_COLOURS), cycle(_MARKS)):
         points = sorted(
             (100 * r.capacity_fraction, 100 * r.hit_ratio_blocks) for r in rows if r.policy == name
         )
         axis.plot(*zip(*points), color=colour, marker=mark, markersize=4, linewidth=1.4, label=name)
+    # 3. Axes.
     smallest = min([0.5, *(50 * row.capacity_fraction for row in rows)])
     axis.set_xscale("log")
     axis.set_xlim(smallest, 120)
@@ -115,12 +118,14 @@ def _reuse(axis: Any, facts: TraceFacts, *, is_first: bool) -> None:
 def _ages(axis: Any, simulation: Simulation, facts: TraceFacts, *, is_first: bool) -> None:
     mine = [one for one in simulation.replayed if one.trace == facts.trace and one.evictions]
     mine = [one for one in mine if one.policy == mine[0].policy]
+    # 1. For each capacity, the cumulated share of evictions by time since last use.
     for one, colour in zip(mine, cycle(_COLOURS)):
         counts = one.idle_seconds
         last = max((place for place, count in enumerate(counts) if count), default=0)
         edges = [2.0**place for place in range(-1, last + 1)]
         shares = [100 * sum(counts[: place + 1]) / one.evictions for place in range(last + 1)]
         axis.plot(edges, [0.0, *shares], color=colour, linewidth=1.4, label=one.capacity)
+    # 2. Axes.
     axis.set_xlabel(f"time since last use when evicted ({mine[0].policy})" if mine else "nothing was evicted")
     if mine:
         axis.set_xscale("log")

@@ -69,11 +69,13 @@ def gather(name: str, block_tokens: int, requests: Iterable[TraceRequest]) -> Tr
     Raises:
         InputError: there are no requests, or none of them has a block.
     """
+    # 1. Requests in order of time.
     found = list(requests)
     times = np.array([request.time_seconds for request in found], np.float64)
     if (np.diff(times) < 0).any():
         order = np.argsort(times, kind="stable")
         found, times = [found[i] for i in order], times[order]
+    # 2. Blocks numbered from 0, each number always after the same one.
     lengths = np.array([len(request.blocks) for request in found], np.int64)
     if not lengths.sum():
         raise InputError(f"trace {name} holds no whole block of {block_tokens} tokens: nothing to replay")
@@ -81,6 +83,7 @@ def gather(name: str, block_tokens: int, requests: Iterable[TraceRequest]) -> Tr
     ids, blocks = np.unique(np.concatenate([request.blocks for request in found]), return_inverse=True)
     if not _are_paths(blocks, starts, len(ids)):
         blocks = _numbered_by_path(blocks, starts)
+    # 3. Tenants numbered, and the columns.
     tenants = tuple(dict.fromkeys(request.tenant for request in found))
     place = {tenant: index for index, tenant in enumerate(tenants)}
     asked_to = [len(r.blocks) if r.asked_to is None else min(r.asked_to, len(r.blocks)) for r in found]

@@ -1,4 +1,4 @@
-"""What would the hit ratio be with other memory? Asked while serving, answered from a sample, per scope."""
+"""The hit ratio that each scope would have with more or less memory, estimated from a sample of its requests."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from kvtrie.api.traffic.sampled_paths import Path, SampledPaths
 from kvtrie.api.traffic.shards import Shards
 
 PERCENTS = (50, 100, 200, 400)
-"""Of the memory that a scope's chunks take now."""
+"""Memory sizes to estimate for, in percent of what a scope's chunks take now."""
 MOST_SCOPES = 64
-"""Scopes that are followed, each with a sample of its own; further ones are not."""
+"""Most scopes that are sampled; further ones have no estimate."""
 _TOGETHER = 32768
-"""Blocks that wait to be looked at, because numpy takes many at hardly more cost than one."""
+"""Blocks (chunk uses) that are collected before they are sampled, because numpy takes many at hardly more cost than
+one."""
 
 _DRAWN_TOGETHER = 2048
-"""They wait no longer than until so many of them are drawn: the rate may fall then, and fewer would be."""
+"""Flush earlier once about this many of the blocks are expected in the sample: the sampling rate may drop after the
+flush, and then fewer are drawn."""
 
 _COUNTER = "what_if"
 
 
 class WhatIf:
-    """LRU's curve of every scope. Thread-safe."""
+    """The hit-ratio curve of LRU, for each scope. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,7 +33,7 @@ class WhatIf:
         self._waiting_blocks = 0
 
     def observe(self, scope: str, path: Path, blocks: int | None = None) -> None:
-        """Takes in one request: the chunks that were asked for in path order, or the first `blocks` of them."""
+        """Adds one request: its chunks in path order, or the first `blocks` of them."""
         blocks = len(path) if blocks is None else blocks
         if not blocks:
             return
@@ -48,10 +50,10 @@ class WhatIf:
                 self._settle()
 
     def hit_ratios(self, chunks: Mapping[str, int]) -> dict[str, dict[int, float]]:
-        """For each scope that was followed, its hit ratio by percent of the chunks it has now.
+        """For each sampled scope, its estimated hit ratio by percent of the chunks it has now.
 
         Args:
-            chunks: how many chunks each scope has now; scopes that are not among these are left out.
+            chunks: how many chunks each scope has now; other scopes are left out.
         """
         with self._lock:
             self._settle()
@@ -62,7 +64,7 @@ class WhatIf:
             }
 
     def curve(self, scope: str) -> Shards | None:
-        """A scope's curve, with all that was observed; None where it is not followed."""
+        """A scope's curve, with all requests so far; None if the scope is not sampled."""
         with self._lock:
             self._settle()
             return self._curves.get(scope)
@@ -75,7 +77,7 @@ class WhatIf:
 
 
 def as_counters(ratios: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """The answers as counters of a snapshot: `what_if.<percent>.<scope>`."""
+    """Estimates as counters of a snapshot: `what_if.<percent>.<scope>`."""
     return {
         f"{_COUNTER}.{percent}.{scope}": ratio
         for scope, by_percent in ratios.items()
@@ -84,7 +86,7 @@ def as_counters(ratios: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
 
 
 def from_counters(counters: Mapping[str, int | float]) -> dict[str, dict[int, float]]:
-    """The answers in a snapshot's counters, undoing `as_counters`."""
+    """Estimates among a snapshot's counters: undoes `as_counters`."""
     ratios: dict[str, dict[int, float]] = {}
     for name, ratio in counters.items():
         head, _, rest = name.partition(".")
@@ -95,5 +97,5 @@ def from_counters(counters: Mapping[str, int | float]) -> dict[str, dict[int, fl
 
 
 def without_what_if(counters: Mapping[str, int | float]) -> dict[str, int | float]:
-    """The counters that count something."""
+    """The counters without the estimates of `as_counters`."""
     return {name: value for name, value in counters.items() if not name.startswith(f"{_COUNTER}.")}

@@ -1,4 +1,4 @@
-"""Eviction policies, a file each; `named` lists them."""
+"""Eviction policies, one file each; `named.py` lists them by name."""
 
 from kvtrie.prefix_tree.policies.arc import AdaptiveReplacement
 from kvtrie.prefix_tree.policies.gdsf import GreedyDualSizeFrequency, RecomputeSeconds

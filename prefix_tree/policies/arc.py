@@ -1,4 +1,4 @@
-"""ARC: the balance between recency and frequency, found while serving."""
+"""ARC: two LRU queues, for leaves used once and leaves used again, whose sizes adapt to the requests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, by_last_use
 
 
 class AdaptiveReplacement:
-    """ARC (Megiddo and Modha, FAST 2003): leaves used once and leaves used again are two LRU queues. Each
-    remembers the keys it gave up lately; who returns was given up too early, and its queue gets a larger part.
+    """ARC (Megiddo and Modha, FAST 2003): leaves used once and leaves used again are kept in two LRU queues. Each
+    queue has ghosts: the remembered keys of leaves that were evicted from it. If a leaf is stored whose key is a
+    ghost, it was evicted too early, and that queue's part grows.
 
-    As leaves are only the ends of what is cached, the target is a fraction of queued leaves, not a number of
-    chunks; a ghost that returns moves it by one in `ghosts`, as it moves the paper's by one in its capacity.
+    Only leaves are queued, and they are only the last chunks of cached paths. So the target is a fraction of queued
+    leaves, not a number of chunks as in the paper; a ghost moves it by 1 / `ghosts`, as the paper's by 1 /
+    capacity.
 
     Args:
-        ghosts: most keys that each queue remembers; the paper: as many as the cache holds.
+        ghosts: most keys that each queue remembers; in the paper, as many as the cache holds chunks.
 
     Raises:
         InputError: `ghosts` below one.
@@ -24,14 +26,14 @@ class AdaptiveReplacement:
 
     def __init__(self, ghosts: int) -> None:
         if ghosts < 1:
-            raise InputError(f"arc needs to remember keys, got ghosts={ghosts}")
+            raise InputError(f"arc must remember at least one evicted key, got ghosts={ghosts}")
         self._capacity = ghosts
         self._once = LeafQueue(by_last_use)
         self._again = LeafQueue(by_last_use)
         self._gone_once = Ghosts(ghosts)
         self._gone_again = Ghosts(ghosts)
         self.target_once = 0.0
-        """Fraction of queued leaves that those used once may be."""
+        """Target size of the queue of leaves used once, as a fraction of all queued leaves."""
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
@@ -55,7 +57,7 @@ class AdaptiveReplacement:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: a leaf changes queues when it comes up."""
+        """See `EvictionPolicy.used`. Does nothing: a leaf changes queues when `victim` reaches it."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
@@ -79,7 +81,7 @@ class AdaptiveReplacement:
 
 
 _RETURNED = 1.0
-"""`credit` of what was stored again while its key was remembered; what stands above it inherits it."""
+"""`credit` of a leaf that was stored again while its key was remembered; its ancestors inherit it."""
 
 
 def _was_used_again(residence: Residence) -> bool:

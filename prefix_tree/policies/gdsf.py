@@ -1,4 +1,4 @@
-"""Greedy-dual with size, frequency and the cost of doing without; and its form that knows of prefixes."""
+"""GDSF and its prefix-aware form, PGDSF: size, frequency and the cost of recomputing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kvtrie.prefix_tree.policies.greedy_dual import GreedyDual
 
 @dataclass(frozen=True, slots=True)
 class RecomputeSeconds:
-    """What it costs to have a chunk again: prefill of its own tokens, and their attention to all before them.
+    """Cost of recomputing a chunk: prefill of its own tokens, and their attention to all tokens before them.
 
     Raises:
-        InputError: a negative cost, or none at all.
+        InputError: `per_chunk` is not above 0, or `per_chunk_above` is negative.
     """
 
     per_chunk: float = 1.0
-    """Seconds of prefill, whatever stands above. Only ratios matter to a policy."""
+    """Seconds of prefill, whatever its depth. Only ratios matter to a policy."""
     per_chunk_above: float = 0.0
     """Seconds more for each chunk between it and the root."""
 
     def __post_init__(self) -> None:
         if self.per_chunk <= 0 or self.per_chunk_above < 0:
-            raise InputError(f"a chunk must cost something and its depth not less than nothing, got {self}")
+            raise InputError(f"per_chunk must be above 0 and per_chunk_above at least 0, got {self}")
 
     def __call__(self, residence: Residence) -> float:
         """Seconds to recompute this chunk."""
@@ -38,7 +38,7 @@ class GreedyDualSizeFrequency(GreedyDual):
     prefix-aware form, PGDSF (Jin et al., RAGCache, arXiv 2404.12457).
 
     Args:
-        cost_seconds: what it takes to have a chunk again; in a lower tier, to load or recompute it.
+        cost_seconds: seconds to recompute a chunk; in a lower tier, to load or recompute it.
     """
 
     def __init__(self, cost_seconds: Callable[[Residence], float] | None = None) -> None:
@@ -46,5 +46,5 @@ class GreedyDualSizeFrequency(GreedyDual):
         self._cost_seconds = cost_seconds if cost_seconds is not None else RecomputeSeconds()
 
     def value(self, residence: Residence) -> float:
-        """Seconds that keeping one byte of it has saved."""
+        """Seconds saved so far per byte kept."""
         return residence.uses * self._cost_seconds(residence) / residence.size_bytes

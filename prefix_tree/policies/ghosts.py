@@ -1,4 +1,4 @@
-"""Keys of chunks that have gone: so that a policy knows when it was wrong."""
+"""Ghosts: keys of evicted chunks, by which a policy recognises a chunk that it evicted too early."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import OrderedDict
 
 
 class Ghosts:
-    """Chunk keys in the order they were added, `limit` at most; the oldest goes first."""
+    """Chunk keys in the order they were added, `limit` at most; the oldest is forgotten first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._keys: OrderedDict[bytes, None] = OrderedDict()
 
     def add(self, key: bytes) -> None:
-        """Remembers a key as the youngest."""
+        """Remembers a key, as the youngest."""
         self._keys[key] = None
         self._keys.move_to_end(key)
         if len(self._keys) > self._limit:
             self._keys.popitem(last=False)
 
     def take(self, key: bytes) -> bool:
-        """Whether the key was remembered; it is not any more."""
+        """Forgets a key; returns whether it was remembered."""
         if key not in self._keys:
             return False
         del self._keys[key]

@@ -1,4 +1,7 @@
-"""Greedy-dual: a value per leaf, and a clock that what is used must keep up with."""
+"""Greedy-dual: each leaf has a value plus the inflation at its last use.
+
+Every eviction raises the inflation, so leaves that are not used fall behind.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from kvtrie.prefix_tree.policies.leaf_queue import Rank, RankedLeaves
 
 class GreedyDual(RankedLeaves):
     """Evicts the leaf with the least `inflation at last use + value` (Cao and Irani, Cost-Aware WWW Proxy
-    Caching Algorithms, USITS 1997). The inflation is the rank of the last victim, so it only rises, and what
-    was valuable once and is not used any more is overtaken. Ties by LRU.
+    Caching Algorithms, USITS 1997). The inflation is the rank of the last victim, so it only rises, and a
+    leaf that was valuable and is not used any more is overtaken by others. Ties by LRU.
 
     A leaf's inflation at last use is its `credit`; an inner node inherits the highest of its children's.
     """
@@ -20,17 +23,17 @@ class GreedyDual(RankedLeaves):
         """Rank of the last victim."""
 
     def value(self, residence: Residence) -> float:
-        """What keeping it is worth, by itself; must not fall as uses rise."""
+        """Worth of keeping a leaf, without inflation; must not fall as its uses rise."""
         raise NotImplementedError(f"{type(self).__name__} has no value")
 
     def rank(self, residence: Residence) -> Rank:
-        """Inflation at last use and value, then last use."""
+        """Inflation at last use plus value, then last use."""
         return residence.credit + self.value(residence), residence.last_use
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
         if residence.credit == 0.0 and residence not in self:
-            residence.credit = self.inflation  # stored just now, or before there was any
+            residence.credit = self.inflation  # stored just now, or before the first eviction
         super().add(residence)
 
     def finished(self, residence: Residence, matched_chunks: int) -> None:

@@ -1,4 +1,4 @@
-"""Leaves in the order of a rank that use may raise: what most policies are made of."""
+"""A priority queue of leaves whose rank can only rise while they are queued. Most policies are built on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from kvtrie.prefix_tree.node import Residence
 
 Rank = tuple[float, int]
-"""The smaller goes first: what the policy thinks of a leaf, and what decides between equals."""
+"""The leaf with the smallest is evicted first: the policy's figure, then a figure that decides between equals."""
 
 
 def by_last_use(residence: Residence) -> Rank:
@@ -17,18 +17,19 @@ def by_last_use(residence: Residence) -> Rank:
 
 
 class LeafQueue:
-    """A heap, lazily re-sorted: a leaf keeps its place while its rank rises, and is ranked anew when it comes
-    to the front. A rank must not fall while a leaf is queued. Equals leave in the order they came."""
+    """A heap that is re-sorted lazily: a leaf keeps its place while its rank rises, and is ranked anew when it
+    reaches the front. A rank must not fall while a leaf is queued. Leaves of equal rank are popped in the order
+    they were pushed."""
 
     def __init__(self, rank: Callable[[Residence], Rank]) -> None:
         self._rank = rank
         self._entry_of: dict[Residence, int] = {}
         """Number of each queued leaf's entry in the heap."""
         self._leaf_of: dict[int, Residence] = {}
-        """The other way round."""
+        """Leaf of each entry number: the inverse of `_entry_of`."""
         self._heap: list[tuple[Rank, int]] = []
-        """Ranks and numbers of entries, and some that no longer count. These name no leaf, so that nothing evicted
-        is kept for them."""
+        """Rank and number of each entry. Entries of discarded leaves stay until they reach the front; they are
+        numbers only, so they keep no evicted leaf alive."""
         self._entries = 0
 
     def push(self, residence: Residence) -> None:
@@ -39,7 +40,7 @@ class LeafQueue:
         heappush(self._heap, (self._rank(residence), self._entries))
 
     def pop(self) -> Residence | None:
-        """Takes out the leaf that ranks lowest; forgets those on the way that have children or are held."""
+        """Takes out the leaf with the lowest rank; forgets residences before it that have children or are held."""
         heap, leaf_of = self._heap, self._leaf_of
         while heap:
             rank, entry = heappop(heap)
@@ -75,13 +76,13 @@ class LeafQueue:
 
 
 class RankedLeaves:
-    """An eviction policy that is one rank over all leaves."""
+    """An eviction policy that evicts the leaf of lowest `rank`."""
 
     def __init__(self) -> None:
         self._queue = LeafQueue(self.rank)
 
     def rank(self, residence: Residence) -> Rank:
-        """Who goes first: see `Rank`."""
+        """Rank of a leaf: the lowest is evicted first."""
         raise NotImplementedError(f"{type(self).__name__} has no rank")
 
     def add(self, residence: Residence) -> None:

@@ -1,34 +1,38 @@
-"""kvtrie's own policy: keep what is about to be asked for again, as this traffic has taught us."""
+"""kvtrie's own policy: evicts the leaf that is least likely to be used again soon, as learned from the requests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from math import log2
-from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.node import Node, Residence
+from kvtrie.prefix_tree.policies.return_markers import Marker, ReturnMarkers
 from kvtrie.prefix_tree.policies.return_times import ReturnTimes, kind_of
 
 _LEARN_EVERY = 16
-"""Requests."""
+"""Requests between two updates of `ReturnTimes`."""
 _END_LEVEL = -12
-"""Level of a request's last chunk: it is mostly cut off somewhere, and the next turn has another in its place."""
+"""Level of a request's last chunk. It is seldom reused: the next turn usually differs from somewhere inside it
+on."""
 _SHARED = 3
-"""Requests that parted at a chunk make it a shared prompt; two are a conversation's old end and its next turn."""
+"""A chunk after which at least this many requests parted counts as a shared prompt. Two would not do: an old end
+and the next turn of one conversation also part."""
 _NOT_SHARING = 2
+"""Subtracted from the parted requests before their rate is taken: two of them may be one conversation's, as
+above."""
 _FIRST_RATE = 1000
-"""Buckets of shared leaves start here, clear of the levels'."""
+"""Number of the first bucket of shared prompts; buckets of levels have numbers of `ReturnTimes.level`."""
 
 _Entry = tuple[int, int, Residence]
 """Number of the last request through a leaf, number of the entry, leaf."""
 
 
 class _Note:
-    """What the policy knows of a residence where a request ended, or where requests parted. A leaf's note goes to
-    its parent when it leaves; what is between has none."""
+    """A note on a residence where a request ended, or where requests parted; residences between have none. When a
+    leaf is evicted, its note is merged into its parent's."""
 
     __slots__ = ("bucket", "entry", "first", "is_end", "kind", "last", "level", "parted", "request")
 
@@ -36,60 +40,42 @@ class _Note:
         self.request = -1
         """Number of the last request that came through; -1 before it is known."""
         self.last = 0.0
-        """Seconds: its time."""
+        """Time of that request, in seconds of the steady clock."""
         self.kind = 0
+        """Its `kind_of`."""
         self.is_end = False
-        """Whether the request that stored it ended here, and nobody went on since."""
+        """Whether the request that stored it ended here, and no request has continued it since."""
         self.parted = 0
-        """Requests that went different ways from here, or from a chunk below that has left, the most of these."""
+        """Requests that parted here (continued with different chunks), or at an evicted chunk below if more did
+        there."""
         self.first = 0.0
-        """Seconds: since when `parted` counts."""
+        """Time of the first of these requests, in seconds of the steady clock."""
         self.level = 0
+        """Its kind's level when it was queued."""
         self.bucket = 0
+        """The bucket it was queued in."""
         self.entry: _Entry | None = None
-
-
-class _Marker:
-    """Left by a request at one chunk or two, cached or not, until the next request comes through either."""
-
-    __slots__ = ("chunks", "first", "keys", "parted", "place", "turn")
-
-    def __init__(self, turn: int, chunks: int, place: int | None, parted: int, first: float) -> None:
-        self.turn = turn
-        self.chunks = chunks
-        """Length of the request's path."""
-        self.place = place
-        """Where `ReturnTimes` waits for it; None where requests part."""
-        self.parted = parted
-        self.first = first
-        self.keys: list[bytes] = []
-        """Of the chunks where it was left."""
-
-
-class _TurnBefore(NamedTuple):
-    """The request that this one may continue."""
-
-    marker: _Marker
-    depth: int
-    """Of the marker in this one's path, from 0."""
-    since: float
-    """Seconds: its time."""
+        """Its entry in that bucket; None while it is not queued."""
 
 
 class LearnedReturn:
-    """Evicts the leaf that is worth least to keep: expected returns per second until the best time to give up.
+    """Evicts the leaf with the least worth: expected returns per second until the best time to give it up.
 
-    Two things bring a prefix back, and a leaf is worth the better of both. A *conversation* goes on: when, and
-    how likely, is learned online (`ReturnTimes`) by turn, by how much the request added and by the time since the
-    turn before. A *shared prompt* is asked for by many: a chunk where three or more requests parted has the
-    rate at which they came, and no more than once per time it has been silent.
+    A *return* is a later request through the leaf. There are two reasons for one, and a leaf is worth the larger
+    of:
 
-    Requests leave a marker in the middle of what they added, found again by chunk key whether cached or
-    not, so that turn and gap are known also where the cache was too small to keep the path. The next turn leaves
-    its own there as well as in the middle of what it adds: a third question about a document shares no more with
-    the second than the second with the first.
-    Leaves are in buckets of equal chance, ordered by last use. In a bucket worth rises, then falls with age, so
-    the least is at one of its ends, and a victim costs a look at the ends of the buckets that changed.
+    * *A conversation continues.* The chance of that at each age is learned online (`ReturnTimes`), by kind of
+      request: its turn, the chunks it added, and the time since the turn before.
+    * *A shared prompt is used by many.* A chunk where three or more requests parted is worth the rate of these
+      requests, but at most one per time since the last.
+
+    Each request leaves a marker in the middle of the chunks it added, under their chunk key (`return_markers.py`).
+    A marker outlives the chunk, so turn and gap are known even where the cache was too small to keep the path. A
+    later turn also leaves its marker where it found the one before: a third question about a document shares no
+    more with the second than the second with the first.
+
+    Leaves are kept in buckets of equal chance, ordered by last use. Within a bucket the worth rises with age, then
+    falls, so the least is at one of its two ends, and a victim costs a look at the ends of the changed buckets.
 
     Args:
         markers: most requests and shared prompts remembered.
@@ -100,15 +86,15 @@ class LearnedReturn:
 
     def __init__(self, markers: int = 8192) -> None:
         if markers < 2:
-            raise InputError(f"this policy needs to remember requests, got markers={markers}")
-        self._limit = markers
-        self._markers: dict[bytes, _Marker] = {}
-        """By chunk key, oldest first."""
+            raise InputError(
+                f"this policy remembers requests, so it needs at least 2 markers; got markers={markers}"
+            )
         self._returns = ReturnTimes(markers + 1)
+        self._markers = ReturnMarkers(self._returns, markers)
         self._notes: dict[Residence, _Note] = {}
         self._buckets: defaultdict[int, SortedList[_Entry]] = defaultdict(SortedList)
         self._least: dict[int, tuple[float, _Entry]] = {}
-        """What is worth least in each bucket that has not changed since, as of `_now`; ties by LRU."""
+        """The leaf of least worth at `_now` in each bucket that has not changed since; ties by LRU."""
         self._entries = 0
         self._queued = 0
         self._requests = 0
@@ -119,7 +105,7 @@ class LearnedReturn:
         """See `EvictionPolicy.add`."""
         note = self._note(residence)
         if note.request < 0:
-            # Not stored by a request, as in a lower tier: as good as used now, until one comes.
+            # Not stored by a request, as in a lower tier: counts as used now, until a request uses it.
             note.request, note.last = self._requests, self._now
         if note.entry is None:
             self._push(residence, note)
@@ -133,23 +119,24 @@ class LearnedReturn:
                 self._hand_up(residence)
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`; nothing, as what counts is known when the request has `finished`."""
+        """See `EvictionPolicy.used`. Does nothing: a request counts when it has `finished`."""
 
     def finished(self, residence: Residence, matched_chunks: int) -> None:
-        """A request is through: told once per request and tier, at the deepest resident chunk of its path, before
-        its hold there ends. `matched_chunks` of the path were resident when it came. Its time is the node's
-        `used_seconds`. Costs a look-up per chunk of the path, and a millisecond of learning every 16 requests.
+        """See `EvictionPolicy.finished`. Costs a look-up per chunk of the path, and a millisecond of learning every
+        16 requests.
         """
+        # 1. The time is the request's, and the path's markers say what was there before it.
         self._advance(residence.node.used_seconds)
         path, tier = residence.node.path(), residence.tier
         chunks = len(path)
         matched_chunks = min(matched_chunks, chunks)
-        turn_before, forks = self._recall(path)
+        turn_before, forks = self._markers.recall(path, self._now)
         for depth, marker in forks.items():
-            if depth >= matched_chunks:  # evicted since, and now here again
+            if depth >= matched_chunks:  # a fork that was evicted, and that this request has stored again
                 note = self._note(_resident(path[depth], tier))
                 note.parted, note.first = marker.parted, marker.first
 
+        # 2. Where this request parted from others: one more request that did so there.
         turn, gap, parted = 1, 0.0, 0
         parting = max(forks, default=-1)
         known = max(matched_chunks, parting + 1)
@@ -160,24 +147,31 @@ class LearnedReturn:
                 note.first = path[fork].created_seconds
             seen = forks[fork].parted if fork in forks else 0
             note.parted = parted = max(1, note.parted, seen) + 1
+
+        # 3. The next turn of a conversation, unless the fork is a shared prompt.
         if turn_before is not None and parted < _SHARED:
             turn, gap = turn_before.marker.turn + 1, self._now - turn_before.since
             known = max(known, min(chunks, turn_before.marker.chunks - 1))
 
+        # 4. Note the request at the end of its path.
         if 0 < matched_chunks < chunks:
-            # Its first new chunk is a child of what may have been a leaf.
+            # Its first new chunk is a child of a chunk that may have been a leaf.
             self._grew(_resident(path[matched_chunks - 1], tier))
         end = self._note(residence)
         end.request, end.last, end.kind = self._requests, self._now, kind_of(turn, chunks - known, gap)
         end.is_end = matched_chunks < chunks
+
+        # 5. Leave markers: at the fork, in the middle of what is new, and where the turn before left its own.
         if parted >= _SHARED:
-            self._mark(path[fork], _Marker(turn, chunks, None, parted, note.first))
+            self._markers.mark(path[fork], Marker(turn, chunks, None, parted, note.first), self._now)
         middle = path[max(0, min((matched_chunks + chunks) // 2, chunks - 2))]
-        if middle.key not in self._markers:
-            marker = _Marker(turn, chunks, self._returns.open(end.kind, self._now), 0, 0.0)
-            self._mark(middle, marker)
-            if turn > 1 and turn_before is not None and path[turn_before.depth].key not in self._markers:
-                self._mark(path[turn_before.depth], marker)
+        if middle not in self._markers:
+            marker = Marker(turn, chunks, self._returns.open(end.kind, self._now), 0, 0.0)
+            self._markers.mark(middle, marker, self._now)
+            if turn > 1 and turn_before is not None and path[turn_before.depth] not in self._markers:
+                self._markers.mark(path[turn_before.depth], marker, self._now)
+
+        # 6. If the end is queued already, queue it anew: its chance has changed.
         if end.entry is not None:
             self._pull(end)
             self._push(residence, end)
@@ -213,37 +207,6 @@ class LearnedReturn:
             self._returns.learn(self._now)
             self._least.clear()
 
-    def _recall(self, path: list[Node]) -> tuple[_TurnBefore | None, dict[int, _Marker]]:
-        """Takes up the markers along a path: the deepest that a request left (of one at two chunks, where the path
-        meets it), and by depth those where requests part."""
-        before: _TurnBefore | None = None
-        forks: dict[int, _Marker] = {}
-        for depth, node in enumerate(path):
-            marker = self._markers.get(node.key)
-            if marker is None:
-                continue
-            self._take_up(marker)
-            if marker.place is None:
-                forks[depth] = marker
-            else:
-                before = _TurnBefore(
-                    marker, depth, self._returns.close(marker.place, self._now, returned=True)
-                )
-        return before, forks
-
-    def _mark(self, node: Node, marker: _Marker) -> None:
-        self._markers[node.key] = marker
-        marker.keys.append(node.key)
-        if len(self._markers) > self._limit:
-            oldest = next(iter(self._markers.values()))
-            self._take_up(oldest)
-            if oldest.place is not None:
-                self._returns.close(oldest.place, self._now, returned=False)
-
-    def _take_up(self, marker: _Marker) -> None:
-        for key in marker.keys:
-            del self._markers[key]
-
     def _note(self, residence: Residence) -> _Note:
         note = self._notes.get(residence)
         if note is None:
@@ -251,14 +214,14 @@ class LearnedReturn:
         return note
 
     def _grew(self, residence: Residence) -> None:
-        """A chunk has a child now: it is no leaf, and no end."""
+        """A chunk has got a child: it is neither a leaf nor an end any more."""
         note = self._notes.get(residence)
         if note is not None:
             note.is_end = False
             self._pull(note)
 
     def _hand_up(self, residence: Residence) -> None:
-        """Moves a leaf's note into its parent's."""
+        """Merges the note of an evicted leaf into its parent's."""
         note, parent = self._notes.pop(residence), residence.node.parent
         above = None if parent is None else parent.at[residence.tier]
         if above is None:
@@ -293,17 +256,17 @@ class LearnedReturn:
         self._queued -= 1
 
     def _since(self, then: float) -> float:
-        """Seconds from `then` to now; 0 if the clock was set back since, which a steady one is not."""
+        """Seconds from `then` to now; never below 0."""
         return max(0.0, self._now - then)
 
     def _worth(self, residence: Residence) -> float:
-        """Returns per second that keeping a leaf may bring."""
+        """Expected returns per second from keeping a leaf."""
         note = self._notes[residence]
         silent = self._now - note.last
         worth = self._returns.worth(note.level, silent)
         if note.parted < _SHARED or note.is_end or self._started is None:
             return worth
-        # A tenth of the time between requests: a burst in one instant is no infinite rate.
+        # Plus a tenth of the mean time between requests, so that a burst in one instant gives no infinite rate.
         seconds = self._since(note.first) + 0.1 * (self._now - self._started) / max(1, self._requests)
         return max(worth, 1 / max(1e-9, seconds / (note.parted - _NOT_SHARING), silent))
 

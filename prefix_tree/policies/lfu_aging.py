@@ -8,8 +8,8 @@ from kvtrie.prefix_tree.policies.greedy_dual import GreedyDual
 
 class LfuWithAging(GreedyDual):
     """LFU-DA (Arlitt et al., Evaluating Content Management Techniques for Web Proxy Caches, 1999): uses while in
-    the cache, plus the inflation at last use, so that old fame fades."""
+    the cache plus the inflation at last use, so that uses of long ago count less and less."""
 
     def value(self, residence: Residence) -> float:
-        """Requests that came through it."""
+        """Requests that used the leaf or a descendant of it."""
         return residence.uses

@@ -12,18 +12,18 @@ class LeastRecentlyUsed:
     """LRU over leaves. Use is settled lazily: a queued residence keeps the place of its old last use
     and is re-sorted only when it reaches the front, so each use costs at most one re-sort later on.
 
-    A tick names one leaf at most: all that one tick touched in a tier lies on one path, and of a path only the
-    end is a leaf. So bare ticks are queued. Most come in order, and wait in line; a heap takes those that do not:
-    leaves re-sorted, and inner nodes whose last child has gone.
+    At most one leaf has a given tick as its last use: all residences of a tier with that tick are on one path, and
+    only the end of a path is a leaf. So ticks are queued, not leaves. Most are added in order, to a deque; the
+    others are added to a heap: re-sorted leaves, and inner nodes whose last child was evicted.
     """
 
     def __init__(self) -> None:
         self._leaves: dict[int, Residence] = {}
         """Queued residences by the tick they are queued under."""
         self._line: deque[int] = deque()
-        """Ticks in `_leaves` that came in order, and some whose residence was discarded."""
+        """Ticks that were added in order; some are of residences discarded since."""
         self._late: list[int] = []
-        """The other ticks, as a heap."""
+        """A heap of the ticks that were not added in order."""
 
     def add(self, residence: Residence) -> None:
         """See `EvictionPolicy.add`."""
@@ -47,7 +47,7 @@ class LeastRecentlyUsed:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: `last_use` says all."""
+        """See `EvictionPolicy.used`. Does nothing: `last_use` is all it needs."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""

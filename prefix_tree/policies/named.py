@@ -20,8 +20,8 @@ from kvtrie.prefix_tree.policies.two_queue import TwoQueue
 from kvtrie.prefix_tree.policy import EvictionPolicy
 
 ATTENTION_SHARE = 0.002
-"""What one more chunk above adds to a chunk's prefill, of what it costs at the root: 64 tokens through an
-8B-parameter model are 1.0e12 operations, their attention to 64 earlier tokens 2.1e9."""
+"""Cost of attending to one more chunk above, as a share of a chunk's own prefill: 64 tokens through a model of 8B
+parameters take 1.0e12 operations, their attention to 64 earlier tokens 2.1e9."""
 
 
 def _prefix_aware(
@@ -45,10 +45,10 @@ POLICIES: Mapping[str, Callable[..., EvictionPolicy]] = MappingProxyType(
         "slru": SegmentedLru,
     }
 )
-"""What makes a policy of each name."""
+"""The constructor of each named policy."""
 
 _GHOSTS_PER_CHUNK = MappingProxyType({"2q": 0.5, "arc": 1.0, "s3fifo": 1.0})
-"""Keys that the policies with ghosts remember, per chunk that the tier holds at most."""
+"""Ghosts (remembered keys of evicted chunks) per chunk of the tier's capacity, for the policies that have any."""
 
 
 def policy_named(name: str, *, capacity_chunks: int = 16_384, **parameters: Any) -> EvictionPolicy:
@@ -56,11 +56,11 @@ def policy_named(name: str, *, capacity_chunks: int = 16_384, **parameters: Any)
 
     Args:
         name: one of `POLICIES`.
-        capacity_chunks: chunks the tier holds at most, about: bounds what is remembered of those that have gone.
-        parameters: as the policy's own `Args` say.
+        capacity_chunks: about how many chunks the tier can hold; sets how many evicted keys are remembered.
+        parameters: of the policy's constructor.
 
     Raises:
-        InputError: no policy of that name, or one that does not take such parameters.
+        InputError: there is no policy of that name, or it does not take these parameters.
     """
     make = POLICIES.get(name)
     if make is None:

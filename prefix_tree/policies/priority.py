@@ -1,4 +1,4 @@
-"""Priorities that expire."""
+"""Leaves evicted by the priority of their scope, which expires after a time without use."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, Rank
 
 
 class PriorityWithExpiry:
-    """What has not been used for `ttl_seconds` goes first, the longest unused before all; then the lowest
-    priority; among equals, LRU. (Retention priority with a duration, as TensorRT-LLM has it:
+    """Evicts leaves that were not used for `ttl_seconds` first, the longest unused first of all; then the leaf of
+    lowest priority; among equals, LRU. (Retention priority with a duration, as in TensorRT-LLM's
     `KvCacheRetentionConfig`.)
 
     Args:
-        priorities: of each scope, the higher kept longer; 0 where a scope is not named.
-        ttl_seconds: how long a priority holds after a use; None for ever.
-        steady: seconds of a clock that is never set; the tree's own, where that is not `time.monotonic`.
+        priorities: of each scope; scopes of higher priority are kept longer. 0 for a scope that is not named.
+        ttl_seconds: how long a priority lasts after a use; None for no end.
+        steady: seconds of a clock that is never set; must be the clock that the tree uses.
 
     Raises:
         InputError: `ttl_seconds` is not positive.

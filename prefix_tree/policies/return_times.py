@@ -1,4 +1,4 @@
-"""When will a path be asked for again? Learned from the requests themselves, by kind of request."""
+"""The chance that a path is used again, by age and kind of request, learned from the requests."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _TURNS, _LENGTHS, _GAPS = 4, 8, 8
 _KINDS = (_TURNS, _LENGTHS, _GAPS)
 
 _PRIOR_PER_OCTAVE = 0.25
-"""Chance of a return in each doubling of the age, before anything is known: recency matters, as in LRU."""
+"""Prior: chance of a return in each doubling of the age. So recency counts, as in LRU."""
 _CURVE_WEIGHT = 16.0
-"""Requests' worth of belief in the age before, where the curve has few to go by."""
+"""Weight of the previous age's chance, in requests: it counts most at ages that few requests have reached."""
 _FACTOR_WEIGHT = 8.0
-"""Returns' worth of belief in a factor's prior."""
+"""Weight of a factor's prior, in returns."""
 _OWN_WEIGHT = 8.0
-"""Returns' worth of belief that a kind is the product of its factors."""
+"""Weight of the product of factors in a kind's own factor, in returns."""
 _TURN_PRIOR = 2.0
-"""A path in its k-th turn is taken to be this times k as likely to return as a new one, until known."""
+"""Prior: a path in its k-th turn is this times k as likely to be used again as a new one."""
 _FACTOR_PASSES = 2
 _LEVELS_PER_OCTAVE = 4
 _HIGHEST = 12
-"""Levels go from minus to plus this: kinds an eighth to eight times as likely to return as all."""
+"""Levels range from minus this to this: kinds that return an eighth to eight times as often as all do."""
 _MOST = 0.999
 
 
 def kind_of(turn: int, new_chunks: int, gap_seconds: float) -> int:
-    """What is known of a request when it ends.
+    """The kind of a request: one number made of its turn, the chunks it added, and the gap before it.
 
     Args:
-        turn: 1 for a new path, k for the k-th request of a path that each continued.
-        new_chunks: chunks beyond what was known of the path.
-        gap_seconds: since the turn before; ignored for a first turn.
+        turn: 1 for a new path, k for the k-th request of a conversation.
+        new_chunks: chunks of its path that no request before it had.
+        gap_seconds: time since the turn before; ignored for a first turn.
     """
     length = min(_LENGTHS, max(1, new_chunks).bit_length()) - 1
     gap = 0
@@ -58,9 +58,10 @@ class ReturnTimes:
     requests, times a factor per kind of request. The curve is a Kaplan-Meier estimate on logarithmic ages, so
     requests that have not returned yet count for as long as they have been waited for.
 
-    What keeping a chunk is worth is the most returns per second that one can get by holding it for the best
-    time (a Gittins index; compare LHD, Beckmann et al., NSDI 2018): for a curve that first rises and then falls,
-    as after somebody's time to think, it is low right after a use, higher then, and low again.
+    The worth of keeping a chunk is its Gittins index: returns per second of holding it, for the holding time that
+    makes this largest (compare LHD, Beckmann et al., NSDI 2018). Where the chance of a return first rises with age
+    and then falls, as when people think before they answer, the worth is low right after a use, then higher, then
+    low.
 
     Args:
         open_requests: most requests waited for at once.
@@ -79,14 +80,15 @@ class ReturnTimes:
         self.learn(0.0)
 
     def open(self, kind: int, now: float) -> int:
-        """Starts to wait for the return of a request; gives the place to close."""
+        """Starts to wait for the return of a request. Returns the place to pass to `close`."""
         place = self._free.pop()
         self._open_kind[place] = kind
         self._open_since[place] = now
         return place
 
     def close(self, place: int, now: float, returned: bool) -> float:
-        """Ends the wait, because the path was asked for again or is given up; tells when it began."""
+        """Ends a wait: the path was used again (`returned`), or is not waited for any more. Returns when it
+        began."""
         since = float(self._open_since[place])
         age = bisect_right(_LOWER, now - since) - 1
         (self._returned if returned else self._given_up)[self._open_kind[place], age] += 1
@@ -95,11 +97,11 @@ class ReturnTimes:
         return since
 
     def level(self, kind: int) -> int:
-        """How likely a kind is to return: 4 levels to a factor of two, 0 is like all."""
+        """How likely a kind is to return: 0 is as likely as all requests, 4 more is twice as likely."""
         return self._level_of_kind[kind]
 
     def worth(self, level: int, age_seconds: float) -> float:
-        """Returns per second from holding on to what was used `age_seconds` ago."""
+        """Worth, in returns per second, of a leaf of this level that was used `age_seconds` ago."""
         worth = self._worth.get(level)
         if worth is None:
             worth = self._worth[level] = _worth(
@@ -108,14 +110,14 @@ class ReturnTimes:
         return worth[bisect_right(_LOWER, age_seconds) - 1]
 
     def learn(self, now: float) -> None:
-        """Brings curve, factors and worth up to date. About a millisecond; the policy calls it now and then."""
+        """Updates curve, factors and worth. Takes about a millisecond; the policy calls it every few requests."""
         ended = self._returned + self._given_up
-        waited = np.cumsum(ended[:, ::-1], axis=1)[:, ::-1]  # [kinds, ages]: reached the age, and ended since
+        waited = np.cumsum(ended[:, ::-1], axis=1)[:, ::-1]  # [kinds, ages]: ended waits that reached the age
         live = self._open_kind >= 0
         ages = np.searchsorted(_LOWER, now - self._open_since[live], side="right") - 1
         still = np.zeros_like(ended)
         np.add.at(still, (self._open_kind[live], ages), 1.0)
-        # Who is still waited for counts for the ages that are over, not for the one it is in.
+        # A request that is still waited for counts at the ages it has passed, not at its present one.
         waited += np.cumsum(still[:, ::-1], axis=1)[:, ::-1] - still
         curve, before = [], _PRIOR_PER_OCTAVE / _PER_OCTAVE
         for returned, reached in zip(self._returned.sum(axis=0).tolist(), waited.sum(axis=0).tolist()):
@@ -129,9 +131,9 @@ class ReturnTimes:
 
 
 def _factors(returned: Floats, expected: Floats) -> Floats:
-    """How much more often than the curve says each kind returns, `[kinds]`.
+    """How many times as often as the curve expects each kind returns, `[kinds]`.
 
-    Marginal factors of turn, length and gap, fitted in turn, and a kind's own beyond their product.
+    One factor each for turn, length and gap, fitted one after the other, times a factor of the kind itself.
     """
     seen, due = returned.reshape(_KINDS), expected.reshape(_KINDS)
     factors = [np.ones(count) for count in _KINDS]
@@ -152,13 +154,14 @@ def _factors(returned: Floats, expected: Floats) -> Floats:
 
 
 def _worth(chances: Floats) -> list[float]:
-    """From the chance to return in each age bin, for each age the best ratio of returns to seconds held.
+    """For each age bin, the largest ratio of expected returns to seconds held, from the chance to return in each
+    bin.
 
-    The best time to stop is before the first group of bins that pays less than what came before: neighbours
-    are pooled from the far end, as in isotonic regression.
+    Bins are pooled into groups from the oldest to the youngest, as in isotonic regression: a bin takes in the group
+    after it as long as that raises its ratio.
     """
     worth = [0.0] * _BINS
-    groups: list[tuple[float, float, float]] = []  # returns, seconds, chance to be still waiting
+    groups: list[tuple[float, float, float]] = []  # returns, seconds, chance of no return yet
     for age in range(_BINS - 1, -1, -1):
         chance = min(_MOST, float(chances[age]))
         returns, seconds, waiting = chance, (1 - chance / 2) * _WIDTHS[age], 1 - chance

@@ -1,4 +1,4 @@
-"""S3-FIFO: three queues, no recency."""
+"""S3-FIFO: a small and a main first-in-first-out queue, and the keys of leaves evicted from the small one."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from kvtrie.prefix_tree.policies.ghosts import Ghosts
 from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, Rank
 
 _MOST_USES = 3
-"""Two bits per leaf count uses."""
+"""Uses beyond this many do not count: the paper keeps two bits per leaf."""
 
 
 class S3Fifo:
-    """S3-FIFO (Yang et al., FIFO Queues Are All You Need for Cache Eviction, SOSP 2023): new leaves pass a small
-    FIFO; two uses or more on the way take them to the main one, otherwise only their key is remembered, and who
-    returns while it is goes to the main FIFO at once. There, every use buys another round.
+    """S3-FIFO (Yang et al., FIFO Queues Are All You Need for Cache Eviction, SOSP 2023): new leaves enter a
+    small FIFO. At its end a leaf with two uses or more moves to the main FIFO; any other is evicted and its key
+    remembered, and if it is stored again while the key is remembered, it enters the main FIFO at once. At the end
+    of the main FIFO a leaf with a use left re-enters it, which costs one use; any other is evicted.
 
-    A leaf's place in its FIFO is its `credit`. An inner node inherits that of its last child, so a chain that is
-    not used any more goes from its end to its beginning, not once around the queue for every chunk.
+    A leaf's place in its FIFO is its `credit`. An inner node inherits the place of its last child, so a path that
+    is not used any more is evicted from its end to its beginning without queueing once more for every chunk.
 
     Args:
-        ghosts: most keys that are remembered; the paper: as many as the main queue holds.
+        ghosts: most keys of evicted leaves to remember; in the paper, as many as the main queue holds.
         small: fraction of queued leaves that the small FIFO may hold.
 
     Raises:
-        InputError: `small` is no fraction, or `ghosts` below one.
+        InputError: `small` is not a fraction, or `ghosts` below one.
     """
 
     def __init__(self, ghosts: int, small: float = 0.1) -> None:
         if not 0.0 <= small <= 1.0:
             raise InputError(f"small={small} is not a fraction; 0.1 is usual")
         if ghosts < 1:
-            raise InputError(f"s3fifo needs to remember keys, got ghosts={ghosts}")
+            raise InputError(f"s3fifo must remember at least one evicted key, got ghosts={ghosts}")
         self._most_small = small
         self._small = LeafQueue(_by_place)
         self._main = LeafQueue(_by_place)
         self._gone = Ghosts(ghosts)
         self._spent: dict[Residence, int] = {}
-        """Uses of each leaf that have bought something already, the one that stored it included."""
+        """Uses of each leaf that were spent on a move already; the request that stored it counts as spent."""
         self._in_main: set[Residence] = set()
-        """Those that have passed the small FIFO, also while they are held or have children."""
+        """Residences that are past the small FIFO, also while they are held or have children."""
         self._latest_tick = 0
 
     def add(self, residence: Residence) -> None:
@@ -64,7 +65,7 @@ class S3Fifo:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: uses are counted by the tree."""
+        """See `EvictionPolicy.used`. Does nothing: the tree counts uses."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
@@ -77,7 +78,7 @@ class S3Fifo:
                 continue
             uses = min(_MOST_USES, residence.uses - self._spent[residence])
             if uses > (1 if from_small else 0):
-                # On entering the main FIFO uses are forgotten; there, a round costs one.
+                # Entering the main FIFO spends all uses; re-entering it spends one.
                 self._spent[residence] = residence.uses - (0 if from_small else uses - 1)
                 self._in_main.add(residence)
                 residence.credit = self._latest_tick

@@ -1,4 +1,4 @@
-"""Minimum shares and quotas of scopes, laid over any policy."""
+"""Minimum shares and quotas of scopes, on top of any policy."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class ScopeLimits:
     """Evicts in the order of another policy, but
 
     * first from scopes above their quota, least recently used leaves first;
-    * never so that a scope falls below its minimum share, while another has a largest chunk's bytes or more
-      above its own and a leaf to give.
+    * never so that a scope falls below its minimum share, while another scope has an evictable leaf and is above
+      its own share by at least the size of the largest chunk.
 
-    A leaf that comes up while its scope needs it is put aside, in a queue of the scope's own. As the scope
-    grows, as many bytes as it grew by come back, the least recently used first. So every leaf put aside is paid
-    for by bytes that were stored or by a victim, and an eviction stays O(log leaves), amortised.
+    A victim of the other policy that its scope needs for its share is set aside, in a queue of its scope. When the
+    scope has grown, leaves of as many bytes return from there to the policy, the least recently used first. So each
+    leaf set aside is paid for by stored bytes or by a victim, and an eviction stays O(log leaves), amortised.
 
     Args:
-        policy: the order where no limit speaks.
-        shares: bytes that each named scope keeps, as long as others have anything to give.
+        policy: the order of eviction where no limit applies.
+        shares: bytes that each named scope keeps, as long as other scopes have leaves to evict.
         quotas: bytes that each named scope may occupy.
-        occupied_bytes: of a scope in this tier, now.
+        occupied_bytes: bytes that a scope occupies in this tier now.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class ScopeLimits:
         self._quotas = dict(quotas)
         self._occupied_bytes = occupied_bytes
         self._aside = {scope: LeafQueue(by_last_use) for scope in shares}
-        """Leaves that are kept from the policy, because their scope needs them."""
+        """Leaves set aside: kept from the policy, because their scope needs them for its share."""
         self._grown_bytes: defaultdict[str, int] = defaultdict(int)
-        """Bytes stored by scopes with leaves aside, since those were last looked through."""
+        """Bytes stored by each scope with leaves set aside, since leaves last returned from there."""
         self._own = {scope: LeafQueue(by_last_use) for scope in quotas}
-        """Every leaf of each scope that has a quota: those are in the policy's order, or aside, as well."""
+        """Every leaf of each scope with a quota. The same leaves are also queued in the policy, or set aside."""
         self._over: set[str] = set()
         """Scopes that may be above their quota."""
 
@@ -74,7 +74,7 @@ class ScopeLimits:
         self._policy.used(residence, tick)
 
     def grew(self, scope: str, size_bytes: int) -> None:
-        """A scope has come to occupy more."""
+        """Notes that a scope occupies `size_bytes` more."""
         if self._aside.get(scope):
             self._grown_bytes[scope] += size_bytes
         if scope in self._quotas:
@@ -94,7 +94,7 @@ class ScopeLimits:
             if self._excess_bytes(scope) >= residence.size_bytes:
                 return self._taken(residence)
             self._aside[scope].push(residence)
-        # Whatever can go is aside by now: from whom it hurts least.
+        # Every evictable leaf is set aside now: evict from the scope that is furthest above its share.
         for scope in sorted(self._aside, key=self._excess_bytes, reverse=True):
             if (aside := self._aside[scope].pop()) is not None:
                 return self._taken(aside)
@@ -123,7 +123,7 @@ class ScopeLimits:
         self._grown_bytes.clear()
 
     def _excess_bytes(self, scope: str) -> int:
-        """What a scope occupies beyond its minimum share; negative where it lacks some of it."""
+        """Bytes that a scope occupies above its minimum share; negative where it is below."""
         return self._occupied_bytes(scope) - self._shares.get(scope, 0)
 
     def __contains__(self, residence: Residence) -> bool:

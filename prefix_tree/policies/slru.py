@@ -1,4 +1,4 @@
-"""Segmented LRU."""
+"""Segmented LRU: a probationary and a protected queue."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, Rank, by_last_use
 
 class SegmentedLru:
     """SLRU (Karedla, Love and Wherry, Caching Strategies to Improve Disk System Performance, Computer 1994):
-    a leaf is on probation until a second request uses it, then protected. The protected segment is bounded;
-    what it gives up is on probation once more, as the youngest there.
+    a leaf is on probation until a second request uses it, then protected. The protected segment is bounded: where
+    it is too large, its least recently used leaf is put on probation again, as the youngest there.
 
     Args:
-        protected: most that may be protected, as a fraction of queued leaves.
+        protected: largest size of the protected segment, as a fraction of queued leaves.
 
     Raises:
-        InputError: not a fraction.
+        InputError: `protected` is not a fraction.
     """
 
     def __init__(self, protected: float = 0.8) -> None:
@@ -43,7 +43,7 @@ class SegmentedLru:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: promotion waits until the leaf comes up."""
+        """See `EvictionPolicy.used`. Does nothing: a leaf is promoted when `victim` reaches it."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
@@ -69,7 +69,7 @@ class SegmentedLru:
 
 
 def _deserves_protection(residence: Residence) -> bool:
-    """Used again after it was stored, and after it was last put on probation (its `credit`)."""
+    """Whether it was used again after it was stored, and after it was last put on probation (its `credit`)."""
     return residence.uses > 1 and residence.last_use > residence.credit
 
 

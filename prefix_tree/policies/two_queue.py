@@ -1,4 +1,4 @@
-"""2Q: a first-in-first-out antechamber, and a room for what came back."""
+"""2Q: new leaves enter a FIFO queue; a leaf stored again after leaving it enters an LRU queue."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from kvtrie.prefix_tree.policies.leaf_queue import LeafQueue, Rank, by_last_use
 
 
 class TwoQueue:
-    """2Q, full version (Johnson and Shasha, VLDB 1994): new leaves wait in a FIFO and leave it however often
-    they were used meanwhile; only their keys are kept. Who is stored again while its key is remembered goes to
-    the main queue, an LRU.
+    """2Q, full version (Johnson and Shasha, VLDB 1994): new leaves enter a FIFO, and are evicted at its end
+    however often they were used meanwhile; their keys are remembered. A leaf that is stored again while its key is
+    remembered enters the main queue, an LRU.
 
     Args:
-        ghosts: most keys that are remembered; the paper: half as many as the cache holds.
-        waiting: fraction of queued leaves that may wait in the FIFO.
+        ghosts: most keys of evicted leaves to remember; in the paper, half as many as the cache holds chunks.
+        waiting: largest size of the FIFO, as a fraction of queued leaves.
 
     Raises:
-        InputError: `waiting` is no fraction, or `ghosts` below one.
+        InputError: `waiting` is not a fraction, or `ghosts` below one.
     """
 
     def __init__(self, ghosts: int, waiting: float = 0.25) -> None:
         if not 0.0 <= waiting <= 1.0:
             raise InputError(f"waiting={waiting} is not a fraction; 0.25 is usual")
         if ghosts < 1:
-            raise InputError(f"2q needs to remember keys, got ghosts={ghosts}")
+            raise InputError(f"2q must remember at least one evicted key, got ghosts={ghosts}")
         self._most_waiting = waiting
         self._waiting = LeafQueue(_by_arrival)
         self._main = LeafQueue(by_last_use)
@@ -48,7 +48,7 @@ class TwoQueue:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: what counts is coming back after having gone."""
+        """See `EvictionPolicy.used`. Does nothing: only being stored again after an eviction counts."""
 
     def victim(self) -> Residence | None:
         """See `EvictionPolicy.victim`."""
@@ -70,7 +70,7 @@ class TwoQueue:
 
 
 _RETURNED = 1.0
-"""`credit` of what has come back; what stands above it has too, and inherits it."""
+"""`credit` of a leaf that was stored again while its key was remembered; its ancestors inherit it."""
 
 
 def _by_arrival(residence: Residence) -> Rank:

@@ -148,7 +148,7 @@ def test_memory_is_bounded_by_markers_and_residents() -> None:
     replay = Replay(policy, 30)
     for number in range(300):
         replay.request(float(number), range(100 * number, 100 * number + 7))
-    assert len(policy._markers) == 10
+    assert len(policy._markers._by_key) == 10
     assert len(policy._notes) <= 30
 
 
@@ -160,7 +160,7 @@ def test_a_third_question_about_a_document_is_its_third_turn_cached_or_not() -> 
     assert replay.request(10.0, [*document, 201, 202, 203, 204]) == 8
     replay.request(20.0, range(1000, 1030))
     assert replay.request(1000.0, [*document, 301, 302, 303, 304]) == 0
-    assert {marker.turn for marker in policy._markers.values()} == {1, 3}
+    assert {marker.turn for marker in policy._markers._by_key.values()} == {1, 3}
 
 
 def test_kinds_tell_turns_lengths_and_gaps_apart() -> None:

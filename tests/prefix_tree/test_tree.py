@@ -20,7 +20,7 @@ def state(forest) -> object:
         (n.key, n.hits, n.last_used_at, [r and (r.last_use, r.holds) for r in n.at])
         for n in forest.tree.walk()
     ]
-    return nodes, forest.tree._tick, dict(forest.tree._index), len(forest.tree.tiers[DEVICE].policy)
+    return nodes, forest.tree._holds.tick, dict(forest.tree._index), len(forest.tree.tiers[DEVICE].policy)
 
 
 def test_match_counts_whole_chunks_and_the_partial_one(forest) -> None:
