@@ -18,8 +18,6 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +31,7 @@ from kvtrie.api.engine.request import Completion, Job, Request
 from kvtrie.api.engine.sampler import Sampler
 from kvtrie.api.engine.sequence_kv import SequenceKV, open_sequence
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
+from kvtrie.api.engine.waits import Waits, wait_of_this_thread
 from kvtrie.api.models.model_facts import ModelFacts
 from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_runner import ModelRunner
@@ -102,8 +101,8 @@ class Engine:
         self._holders = HandedOver(self._give_way)
         self._orphans: list[SequenceKV] = []
         """To be closed at the next step."""
-        self._waits: dict[int, list[list[Completion] | None]] = {}
-        """By thread, what its calls of `wait` and `run` under way wait for; None for everything."""
+        self._waits = Waits()
+        """Calls of `wait` and `run` under way."""
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
@@ -174,9 +173,13 @@ class Engine:
 
     def run(self) -> None:
         """Steps until idle. Requests that fail carry their errors."""
-        with self._waiting_for(None):
+        waiting = wait_of_this_thread(None)
+        try:
+            self._waits.begin(waiting)
             while not self.idle:
                 self.step()
+        finally:
+            self._waits.end(waiting)
 
     def wait(self, completions: list[Completion]) -> None:
         """Steps until all of these are done; others move on with them. Those that fail carry their errors.
@@ -184,9 +187,13 @@ class Engine:
         Raises:
             InputError: one of them is not a request of this engine: it would never be done.
         """
-        with self._waiting_for(completions):
+        waiting = wait_of_this_thread(completions)
+        try:
+            self._waits.begin(waiting)
             while not self._all_done(completions):
                 self.step()
+        finally:
+            self._waits.end(waiting)
 
     def step(self) -> None:
         """One forward pass. A request that fails carries its error in its completion; others go on.
@@ -227,20 +234,6 @@ class Engine:
             # What a condition says to whoever does not hold its lock.
             return False
         return True
-
-    @contextmanager
-    def _waiting_for(self, completions: list[Completion] | None) -> Iterator[None]:
-        thread = threading.get_ident()
-        waits = self._waits.setdefault(thread, [])
-        depth = len(waits)
-        try:
-            waits.append(completions)
-            yield
-        finally:
-            # Not `pop`: an interrupt may have come before the entry.
-            del waits[depth:]
-            if not waits:
-                self._waits.pop(thread, None)
 
     def _all_done(self, completions: list[Completion]) -> bool:
         if all(completion.done for completion in completions):
@@ -368,9 +361,8 @@ class Engine:
 
     def _is_stuck(self, thread: int) -> bool:
         """Whether a thread waits for jobs that are not done."""
-        for completions in self._waits.get(thread, ()):
-            if completions is None or not all(completion.done for completion in completions):
-                return True
+        if self._waits.is_waiting(thread):
+            return True
         # By steps of its own: `stream` does, and knows nothing to do between them.
         return thread == threading.get_ident() and any(
             job.completion.thread == thread for job in (*self._running, *self._waiting)
