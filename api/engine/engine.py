@@ -29,7 +29,7 @@ from kvtrie.api.engine.sampler import Sampler
 from kvtrie.api.engine.scheduler import Scheduler
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
-from kvtrie.api.engine.waiting_threads import WaitingThreads
+from kvtrie.api.engine.waits import Waits, wait_of_this_thread
 from kvtrie.api.models.model_facts import ModelFacts
 from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_runner import ModelRunner
@@ -68,9 +68,10 @@ class Engine:
         )
         self._is_stepping = False
         self._holders = HandedOver(self._make_way)
-        self._threads = WaitingThreads()
+        self._waits = Waits()
+        """Calls of `wait` and `run` under way."""
         self._scheduler = Scheduler(
-            memory, self.config, self._steps, self._holders, self._threads, self._finish
+            memory, self.config, self._steps, self._holders, self._waits, self._finish
         )
         self._orphans: list[SequenceKV] = []
         """To be closed at the next step."""
@@ -144,9 +145,13 @@ class Engine:
 
     def run(self) -> None:
         """Steps until idle. Requests that fail carry their errors."""
-        with self._threads.waiting_for(None):
+        waiting = wait_of_this_thread(None)
+        try:
+            self._waits.begin(waiting)
             while not self.idle:
                 self.step()
+        finally:
+            self._waits.end(waiting)
 
     def wait(self, completions: list[Completion]) -> None:
         """Steps until all of these are done; others move on with them. Those that fail carry their errors.
@@ -154,9 +159,13 @@ class Engine:
         Raises:
             InputError: one of them is not a request of this engine: it would never be done.
         """
-        with self._threads.waiting_for(completions):
+        waiting = wait_of_this_thread(completions)
+        try:
+            self._waits.begin(waiting)
             while not self._all_done(completions):
                 self.step()
+        finally:
+            self._waits.end(waiting)
 
     def step(self) -> None:
         """One forward pass. A request that fails carries its error in its completion; others go on.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from weakref import WeakMethod
 
 import numpy as np
@@ -25,7 +26,7 @@ from kvtrie.api.engine.load_missing import load_missing
 from kvtrie.api.engine.request import Job
 from kvtrie.api.engine.sequence_kv import open_sequence
 from kvtrie.api.engine.step_runner import StepRunner
-from kvtrie.api.engine.waiting_threads import WaitingThreads
+from kvtrie.api.engine.waits import Waits
 from kvtrie.prefix_tree.errors import PoolExhausted
 from kvtrie.prefix_tree.keys import TOKEN_BYTES
 
@@ -43,7 +44,7 @@ class Scheduler:
         config: limits of a step.
         steps: reserves room ahead where decode steps are captured.
         holders: sequences that left the engine, and the threads that hold them.
-        threads: which threads wait for which requests.
+        waits: calls that wait for requests, by thread.
         end: ends a job that cannot go on, and calls `remove`.
     """
 
@@ -53,14 +54,14 @@ class Scheduler:
         config: EngineConfig,
         steps: StepRunner,
         holders: HandedOver,
-        threads: WaitingThreads,
+        waits: Waits,
         end: End,
     ) -> None:
         self._memory = memory
         self._config = config
         self._steps = steps
         self._holders = holders
-        self._threads = threads
+        self._waits = waits
         # Weakly, as the engine owns this: in a cycle, a closed wrapper's pool would stay until garbage is collected.
         self._end_of_owner = WeakMethod(end)
         self.waiting: deque[Job] = deque()
@@ -200,9 +201,16 @@ class Scheduler:
         memory, that one is at fault, and `job`, which found no room, may find some afterwards.
         """
         holders = self._holders.threads()
-        if any(not self._threads.is_stuck(thread, self.jobs) for thread in holders):
+        if any(not self._is_stuck(thread) for thread in holders):
             return None
         return next((other for other in (job, *self.waiting) if other.completion.thread in holders), job)
+
+    def _is_stuck(self, thread: int) -> bool:
+        """Whether a thread waits for jobs that are not done."""
+        if self._waits.is_waiting(thread):
+            return True
+        # By steps of its own: `stream` does, and knows nothing to do between them.
+        return thread == get_ident() and any(job.completion.thread == thread for job in self.jobs)
 
     def _exhausted(self, job: Job) -> PoolExhausted:
         held = self._memory.tree.tiers[0].used_bytes

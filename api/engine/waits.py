@@ -1,0 +1,47 @@
+"""Which threads wait for requests of an engine, and so cannot free the memory that they hold."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from kvtrie.api.engine.request import Completion
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wait:
+    """A call that waits."""
+
+    thread: int
+    completions: list[Completion] | None
+    """What it waits for; None for everything."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has anything to wait for."""
+        return self.completions is None or not all(completion.done for completion in self.completions)
+
+
+class Waits:
+    """Calls that wait, of all threads. Thread-safe without a lock: each change is one operation on a list."""
+
+    def __init__(self) -> None:
+        self._under_way: list[Wait] = []
+
+    def begin(self, wait: Wait) -> None:
+        """Notes a call, until `end`."""
+        self._under_way.append(wait)
+
+    def end(self, wait: Wait) -> None:
+        """Takes back what `begin` noted, if it came to that: an interrupt may have been faster."""
+        if wait in self._under_way:
+            self._under_way.remove(wait)
+
+    def is_waiting(self, thread: int) -> bool:
+        """Whether a call of this thread has anything to wait for."""
+        return any(wait.thread == thread and wait.is_on for wait in list(self._under_way))
+
+
+def wait_of_this_thread(completions: list[Completion] | None) -> Wait:
+    """A call of the current thread that waits for these; None for everything."""
+    return Wait(threading.get_ident(), completions)
