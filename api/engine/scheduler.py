@@ -62,7 +62,7 @@ class Scheduler:
         self._steps = steps
         self._holders = holders
         self._waits = waits
-        # Weakly, as the engine owns this: in a cycle, a closed wrapper's pool would stay until garbage is collected.
+        # Weakly, as the engine owns this: in a cycle, a closed wrapper's pool would outlive it for a while.
         self._end_of_owner = WeakMethod(end)
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
