@@ -26,7 +26,7 @@ _REFUSED_ALWAYS = {
     "encoder_outputs": "kvtrie serves decoder-only models",
     "adapter_names": "mixed adapters in one batch are not served; call set_adapter() and generate once each",
     "pixel_values": "the cache is keyed on tokens, and images are none; text of the same model is served",
-    "token_type_ids": "they mark images, which are not served; drop the argument",
+    "token_type_ids": "they change what tokens mean, and the cache is keyed on tokens alone; drop the argument",
 }
 
 _ID_DTYPES = (torch.int64, torch.int32)

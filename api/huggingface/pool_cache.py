@@ -205,7 +205,12 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
 
     def _begin(self, inputs: dict[str, Any]) -> PoolAttention:
         """Prepares a forward pass over `inputs`, which it narrows to the columns that are new."""
-        ids: Tensor = inputs["input_ids"]
+        ids: Tensor | None = inputs.get("input_ids")
+        if ids is None:
+            raise LibraryChanged(
+                f"generate() of transformers {transformers.__version__} forwards no input_ids; kvtrie's cache is "
+                f"keyed on tokens. {WAY_OUT}"
+            )
         self._expand(ids.shape[0])
         new = self._new_columns(ids, inputs.get("position_ids"))
         ids = ids[:, -new:]
