@@ -302,24 +302,16 @@ def test_under_the_engine_s_lock_nobody_can_free_any(cached: PrefixCachedModel) 
 
 
 def test_requests_make_way_for_rows_of_generate(cached: PrefixCachedModel) -> None:
-    """Rows cannot wait for slots; a request that has begun can."""
+    """Rows cannot wait for slots; a request that has begun can. Nobody steps while the rows go on."""
     completion = cached.submit(ASKING, max_new_tokens=4 * CHUNK, eos=())
-    begun = threading.Event()
+    slots = cached.engine.memory.pool.free_slots
 
-    def run() -> None:
-        while not completion.done:
+    def fill() -> None:
+        while slots.free and not completion.preemptions:
             cached.engine.step()
-            begun.set()
 
-    driver: list[Worker] = []
-
-    def ask() -> None:
-        if not driver:
-            driver.append(Worker(run))
-            until(begun.is_set)
-
-    row = HOLDING[: 2 * CHUNK]
-    assert generate(cached, row, 8 * CHUNK, ask) == greedy(cached.model, row, 8 * CHUNK)
-    driver[0].join()
-    assert completion.preemptions
+    row = HOLDING[: 3 * CHUNK - 2]
+    assert generate(cached, row, 8 * CHUNK, fill) == greedy(cached.model, row, 8 * CHUNK)
+    assert completion.preemptions == 1
+    cached.engine.run()
     assert_same(cached.model, completion)
