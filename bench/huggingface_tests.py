@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import sys
 import traceback
@@ -55,6 +56,8 @@ NOT_RUN = (
 """Tests of another cache than kvtrie's, which take a minute each only to be refused."""
 
 RESULTS = Path("bench/results")
+
+_PLACE = re.compile(r'File ".*?(?P<file>[^/]+)", line (?P<line>\d+)')
 
 
 @dataclass(slots=True)
@@ -108,7 +111,9 @@ def run_test(cases: type[unittest.TestCase], name: str, how: str, asks_less: boo
     run.passed = not wrong and not run.skipped
     if wrong:
         lines = wrong[0].strip().splitlines()
-        places = [line.strip() for line in lines if line.strip().startswith("File ")][-3:]
+        # Without folders: these are of the machine.
+        found = (_PLACE.search(line) for line in lines)
+        places = [f"{place['file']}:{place['line']}" for place in found if place][-3:]
         run.error = f"{lines[-1][:400]} ({' <- '.join(reversed(places))})"
     return run
 
