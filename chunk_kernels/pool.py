@@ -113,7 +113,8 @@ class ChunkPool:
             _as_moved(stored[layer].flatten(1, 2)).index_copy_(1, positions, _as_moved(heads_first))
 
     def copy_columns(self, source: int, target: int, tokens: int) -> None:
-        """Copies the first `tokens` tokens of one slot to another, in every layer."""
+        """Copies the first `tokens` columns (a token's place in a slot each) of one slot to another, in every
+        layer."""
         for stored in self._stored():
             stored[:, :, target, :tokens] = stored[:, :, source, :tokens]
 

@@ -18,7 +18,9 @@ def check(tree: PrefixTree) -> None:
     for node in nodes:
         _check_node(tree, node)
     for key, node in tree._index.items():
-        assert id(node) in known and node.key == key, f"index names a node that is gone: {key.hex()}"
+        assert id(node) in known and node.key == key, (
+            f"index names a node that is not in the tree: {key.hex()}"
+        )
     for root in tree.roots():
         _check_order(root)
         assert not root.is_resident and root.claim is None
@@ -55,7 +57,7 @@ def _check_order(node: Node) -> None:
     for children in (node.children, *(node.grafts or {}).values()):
         if children is None or isinstance(children, Node):
             continue
-        assert len(children) > 1, f"an only child of {node.key.hex()} stands in a list"
+        assert len(children) > 1, f"an only child of {node.key.hex()} is kept in a list"
         tokens = [child.tokens for child in children]
         assert tokens == sorted(set(tokens)), f"children of {node.key.hex()} are not in order"
 

@@ -1,4 +1,4 @@
-"""Whether every invariant is checked at every step: KVTRIE_CHECK=1, for tests and for hunting a fault."""
+"""The switch for checking every invariant at every step: KVTRIE_CHECK=1, for tests and for hunting a fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lookup found."""
+"""The result of a lookup."""
 
 from __future__ import annotations
 

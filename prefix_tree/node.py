@@ -58,7 +58,7 @@ class Residence:
         self.node = node
         self.tier = tier
         self.handle = handle
-        """What the tier's owner needs to find the bytes: a slot, or the bytes themselves."""
+        """Names the bytes for the tier's owner: a slot, or the bytes themselves."""
         self.size_bytes = size_bytes
         self.children = 0
         """Children resident in this tier."""
@@ -236,7 +236,7 @@ class Claim:
 
 
 class Root(Node):
-    """Where a namespace's paths begin: depth 0, no tokens, never resident, never evicted.
+    """The beginning of a namespace's paths: depth 0, no tokens, never resident, never evicted.
 
     Args:
         namespace: the namespace.

@@ -1,4 +1,4 @@
-"""The book of pins: which there are, which end next, and how many bytes each scope has pinned.
+"""The book of pins: all pins in force, the ones that end next, and the bytes that each scope has pinned.
 
 A pin costs its scope every chunk of its path, of a shared scope's part too, and each chunk once, however many of
 the scope's pins share it. A chunk costs its size in the tier where it is largest.
@@ -14,23 +14,24 @@ from kvtrie.prefix_tree.node import Node
 
 
 class PinBook:
-    """Pins in force. Adding or removing one costs what of its path no other pin of its scope is on."""
+    """Pins in force. Adding or removing one is O(chunks of its path that no other pin of its scope is on)."""
 
     def __init__(self) -> None:
         self.pins: set[Pin] = set()
         self._ending: list[tuple[float, int]] = []
-        """A heap of ends and numbers of pins. Those of pins that were removed before their time stay until they
-        come up; they name no pin, so that nothing evicted since is kept for them."""
+        """A heap of ends and numbers of pins. Entries of pins that were removed early stay until they reach the
+        front; they are numbers only, so they keep no evicted node alive."""
         self._by_number: dict[int, Pin] = {}
         self._number_of: dict[Pin, int] = {}
-        """Pins with an end."""
+        """Number of each pin with an end."""
         self._numbers = 0
         self._on: dict[Node, dict[str, int]] = {}
-        """Of every pinned chunk, by scope: its pins on exactly this node, and children that its pins are on."""
+        """For every pinned chunk, by scope: the scope's pins on exactly this node, plus children that its pins are
+        on."""
         self._bytes: Counter[str] = Counter()
 
     def add(self, pin: Pin) -> None:
-        """Takes up a pin on a resident node."""
+        """Adds a pin on a resident node."""
         self.pins.add(pin)
         if pin.ends_seconds is not None:
             self._numbers += 1
@@ -46,7 +47,7 @@ class PinBook:
             node = _above(node)
 
     def remove(self, pin: Pin) -> None:
-        """Takes out a pin that is there."""
+        """Removes a pin that is in the book."""
         self.pins.remove(pin)
         number = self._number_of.pop(pin, None)
         if number is not None:
@@ -79,16 +80,17 @@ class PinBook:
         return None
 
     def resized(self, node: Node, more_bytes: int) -> None:
-        """A chunk's largest size has changed, because it came into a tier or left one; nothing if it has no pin."""
+        """Updates the bytes for a chunk whose largest size has changed, as it was stored in a tier or evicted from
+        one."""
         for scope in self._on.get(node, ()):
             self._bytes[scope] += more_bytes
 
     def bytes_of(self, scope: str) -> int:
-        """What a scope has pinned."""
+        """Bytes that a scope has pinned."""
         return self._bytes.get(scope, 0)
 
     def bytes_with(self, node: Node) -> int:
-        """What the scope of `node` would have pinned with one more pin there."""
+        """Bytes that the scope of `node` would have pinned with one more pin on it."""
         scope = node.root.scope
         size = self.bytes_of(scope)
         while node.depth and scope not in self._on.get(node, ()):
@@ -98,11 +100,11 @@ class PinBook:
 
     @property
     def size_bytes(self) -> int:
-        """What all scopes have pinned; a chunk that several have pinned counts for each."""
+        """Bytes that all scopes have pinned; a chunk counts once for each scope that has pinned it."""
         return self._bytes.total()
 
     def by_scope(self) -> dict[str, int]:
-        """What each scope has pinned; those that have pinned nothing left out."""
+        """Bytes that each scope has pinned; scopes without pins are left out."""
         return dict(self._bytes)
 
 

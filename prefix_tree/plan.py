@@ -1,4 +1,4 @@
-"""The plan: who reads what, as plain integers.
+"""The plan: which sequences read which slots, as plain integers.
 
 A step's sequences are put in depth-first order of the chunks they read, so that the readers of any chunk
 are neighbours. A *run* is a maximal stretch of chunks with the same readers; every run becomes one or a
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class PlanSequence:
-    """What one sequence brings to a step."""
+    """One sequence's part in a step."""
 
     slots: Sequence[int]
     """Slots of its chunks in order; all full but the last."""
     context_tokens: int
-    """Tokens whose KV stands in those slots and is read without a causal mask."""
+    """Tokens whose KV is in those slots already, and is read without a causal mask."""
     rows: int
     """Query rows of this step."""
 
@@ -38,12 +38,12 @@ class Run(NamedTuple):
     start_token: int
     """Absolute position of its first token."""
     tokens: int
-    """Tokens to attend to; fewer than the slots hold only where its one reader's last chunk is unfinished."""
+    """Tokens to attend to. Fewer than its slots have room for only if its one reader's last chunk is not full."""
     first_reader: int
     end_reader: int
     """Readers are `order[first_reader:end_reader]`."""
     branches: int = 0
-    """How many ways its readers go on: runs right below it, and readers that end with it."""
+    """How many runs continue it, plus readers that end with it."""
 
     @property
     def readers(self) -> int:
@@ -67,7 +67,7 @@ class Plan:
     shared: tuple[Run, ...]
     """Runs with more than one reader, ancestors before descendants."""
     own_from: tuple[int, ...]
-    """For each ordered sequence, how many of its chunks lie in shared runs; the rest is its private run."""
+    """For each ordered sequence, how many of its chunks are in shared runs; the rest is its private run."""
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -1,6 +1,6 @@
 """Making plans: for one step, or kept up to date while sequences join, leave and grow.
 
-Sequences stand sorted by the slots they read, and beside each stands how many chunks it shares with the one
+Sequences are sorted by the slots they read; for each, the planner keeps how many chunks it shares with the one
 before. Runs follow from those two lists in one pass, as the inner nodes of a suffix tree follow from a suffix
 array and its common prefixes (Abouelhoda et al., Journal of Discrete Algorithms 2, 2004, algorithm 4.4).
 """
@@ -71,10 +71,10 @@ class Planner:
         self.join(name, slots, tokens)
 
     def plan(self, rows: Sequence[int] | None = None) -> Plan:
-        """The plan of the sequences as they stand. O(sequences + runs).
+        """The plan of the present sequences. O(sequences + runs).
 
         Args:
-            rows: `rows[name]` query rows each; one each where there is none.
+            rows: `rows[name]` query rows each; one each if left out.
         """
         order = tuple([name for _, name in self._keys])
         if rows is None:
@@ -91,7 +91,7 @@ class Planner:
             paths,
             tuple([tokens[name] for name in order]),
             tuple(self._shared(paths, after)),
-            # What is a sequence's own lies beyond what it shares with either neighbour.
+            # A sequence's own chunks begin after all chunks it shares with either neighbour.
             tuple(map(max, self._common, after)),
         )
 

@@ -1,14 +1,15 @@
-"""The roots of all namespaces: found again while anything hangs below them, and forgotten in the end.
+"""The roots of all namespaces: kept while they have nodes, and dropped some time after.
 
 A root is in one of three states:
 
     filled ... nodes of its namespace are in the tree; kept
-    idle ..... no node any more, or not yet: kept while it is among the last `most_idle` asked for or emptied,
-               so that dumps and `explain` still know the namespace
-    loose .... further idle ones: kept by nobody here, only by callers (a request, a match, a lease)
+    idle ..... no nodes; kept while it is among the last `most_idle` roots that were asked for or lost their last
+    node,
+               so that dumps and `explain` still show the namespace
+    loose .... no nodes, and not kept here: it lives as long as a caller (a request, a match, a lease) refers to it
 
-A loose root that is asked for, or stored under, is taken back. So there is never a second root of a namespace
-while a caller has the first.
+A loose root becomes idle when it is asked for, and filled when a node is stored below it. So there is never a
+second root of a namespace while a caller refers to the first.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Roots:
         self._make = make
         self.most_idle = most_idle
         self._kept: dict[bytes, Root] = {}
-        """Filled and idle ones."""
+        """Filled and idle roots."""
         self._idle: OrderedDict[bytes, None] = OrderedDict()
-        """Digests of the idle ones, the last one asked for or emptied at the end."""
+        """Digests of idle roots; the one that was asked for, or lost its last node, most recently is last."""
         self._loose: WeakValueDictionary[bytes, Root] = WeakValueDictionary()
 
     def of(self, namespace: Namespace) -> Root:
-        """The root of a namespace, made where there is none."""
+        """The root of a namespace; makes one if there is none."""
         key = namespace.digest
         root = self._kept.get(key)
         if root is None:
@@ -56,14 +57,14 @@ class Roots:
         return root
 
     def filled(self, root: Root) -> None:
-        """The first node of its namespace is in the tree now."""
+        """Tells that the first node of a root's namespace was stored."""
         kept = self._kept.setdefault(root.key, root)
         assert kept is root, f"two roots of namespace {root.key.hex()}"
         self._idle.pop(root.key, None)
         self._loose.pop(root.key, None)
 
     def emptied(self, root: Root) -> None:
-        """The last node of its namespace has left the tree."""
+        """Tells that the last node of a root's namespace was removed."""
         self._rest(root.key)
 
     def _rest(self, key: bytes) -> None:
@@ -83,7 +84,7 @@ class Roots:
         return len(self._kept) * ROOT_BYTES
 
     def __iter__(self) -> Iterator[Root]:
-        """Those that are kept, in the order in which they came to be."""
+        """Filled and idle roots, in the order in which they were made."""
         return iter(self._kept.values())
 
     def __len__(self) -> int:

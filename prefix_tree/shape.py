@@ -26,7 +26,7 @@ class ChunkShape:
     """`chunk_tokens` tokens in every layer: keys `[layers, kv_heads, chunk_tokens, key_dim]`, values alike.
 
     A quantised format stores one byte per element, and after each layer's elements their fp32 scales
-    `[kv_heads, chunk_tokens]`; an element stands for itself times its scale.
+    `[kv_heads, chunk_tokens]`; the value of an element is the element times its scale.
 
     Raises:
         InputError: a size below one, or a dtype or format kvtrie does not store.
@@ -38,7 +38,7 @@ class ChunkShape:
     key_dim: int
     value_dim: int
     dtype: str
-    """What the model computes with: `float32`, `bfloat16` or `float16`. Raw elements are of this type."""
+    """Dtype that the model computes with: `float32`, `bfloat16` or `float16`. Raw elements are of this type."""
     kv_format: str = "raw"
     """How elements are stored: `raw`, `int8` or `fp8` (float8_e4m3fn)."""
 
@@ -58,7 +58,7 @@ class ChunkShape:
 
     @property
     def fidelity(self) -> str:
-        """What a namespace of such KV has for `fidelity`."""
+        """`Namespace.fidelity` of such KV."""
         return FIDELITIES[self.kv_format]
 
     @property

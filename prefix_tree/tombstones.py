@@ -1,4 +1,4 @@
-"""Tombstones: what was evicted, when and why, so that `explain` can answer for a miss."""
+"""Tombstones: which chunks were evicted, when and why, so that `explain` can explain a miss."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Tombstone(NamedTuple):
     """Chunks from the root, counting this one."""
     tier: str
     evicted_at: float
-    """Seconds, on the clock of whoever remembers it: of a `PrefixTree` the steady one."""
+    """Seconds, on the clock of the owner of these tombstones; a `PrefixTree` uses its steady clock."""
     reason: str
 
 
 class Tombstones:
-    """A bounded ring per scope, the oldest tombstone first. Beyond the bound for all scopes together the scope
+    """A bounded ring of tombstones per scope, the oldest first. Where all scopes together have too many, the scope
     whose latest eviction is longest ago loses its oldest.
 
     Args:

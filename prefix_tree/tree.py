@@ -145,7 +145,7 @@ class PrefixTree:
         return self._pin_book.bytes_of(scope)
 
     def figures(self) -> dict[str, int]:
-        """What is kept besides chunks: namespaces, tombstones and pins, each with its bytes."""
+        """Counts and bytes of namespaces, tombstones and pins: the memory besides chunks."""
         return {
             "namespaces": len(self._roots),
             "namespace_bytes": self._roots.size_bytes,

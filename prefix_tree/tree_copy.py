@@ -1,4 +1,4 @@
-"""Picturing a tree in two parts: a copy of what may change, then the snapshot, made from the copy alone.
+"""A snapshot of a tree in two parts: a copy of what may change, then the snapshot, made from the copy alone.
 
 Only the first part needs the lock of the tree's owner. The copy holds nodes by reference: their tokens, keys,
 depths and times of making never change. All else that a snapshot shows is copied, a flat list per field.
@@ -22,12 +22,12 @@ from kvtrie.prefix_tree.tree import PrefixTree
 def take_snapshot(
     tree: PrefixTree, source: str, counters: Mapping[str, int | float] | None = None
 ) -> Snapshot:
-    """Pictures a tree as it is now, for one that nothing changes meanwhile; else see `copy_tree`. O(nodes)."""
+    """A snapshot of a tree that nothing changes meanwhile; else see `copy_tree`. O(nodes)."""
     return copy_tree(tree).snapshot(source, counters)
 
 
 def copy_tree(tree: PrefixTree) -> TreeCopy:
-    """Copies what a snapshot needs of a tree. To be called under the lock of the tree's owner.
+    """Copies what a snapshot needs of a tree. Hold the lock of the tree's owner while calling it.
 
     Consistency: the copy is all of the tree at one moment, because nothing may change while it is made. That takes
     about half a microsecond for each node, lease, pin and scope; the snapshot, made later without the lock, takes
@@ -63,7 +63,7 @@ class TreeCopy:
     taken_at: float
     """Unix seconds."""
     unix_less_steady: float
-    """Added to a time of the tree's steady clock it makes unix seconds."""
+    """Add it to steady seconds to get unix seconds."""
     chunk_tokens: int
     roots: list[Root]
     nodes: list[Node]
@@ -83,7 +83,7 @@ class TreeCopy:
     counters: dict[str, int | float]
 
     def snapshot(self, source: str, counters: Mapping[str, int | float] | None = None) -> Snapshot:
-        """The snapshot. Needs no lock; what the tree has become meanwhile does not show."""
+        """Makes the snapshot. Needs no lock; later changes of the tree do not show."""
         # 1. Order nodes depth first, by their place in `nodes`; a root has a negative place.
         number = {root: i for i, root in enumerate(self.roots)}
         place_of = {node: place for place, node in enumerate(self.nodes)}

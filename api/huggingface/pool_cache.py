@@ -1,8 +1,9 @@
 """The cache that Hugging Face's own `generate` loop runs on: rows of `SequenceKV` over the pool.
 
-The loop is handed the whole prompt and a cache that says it holds all but its last token, so it forwards
-that one token per row and goes on from there. Sampling, processors, stopping, streamers, beams and assisted
-decoding are Hugging Face's, unchanged. Each forward pass of the `ModelView` runs through `run_pass`.
+A *column* is the place of one token in the padded batch. The loop gets the whole prompt, and a cache that reports
+the columns of all tokens but the last, so it forwards that one token per row and continues from there. Sampling,
+processors, stopping, streamers, beams and assisted decoding are Hugging Face's, unchanged. Each forward pass of the
+`ModelView` runs through `run_pass`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kvtrie.prefix_tree.errors import LibraryChanged, ModelOutputError, PoolExha
 
 
 class PoolCache(Cache, PassRunner):  # type: ignore[misc]
-    """KV of one `generate` call. Holds no layers: attention writes to and reads from the pool itself."""
+    """KV of one `generate` call. It has no layers: attention writes to the pool and reads from it directly."""
 
     def __init__(
         self,
@@ -42,10 +43,10 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            memory: where the rows' KV is.
-            identity: of the model; once that changes, rows go on and nothing more is kept.
+            memory: holds the rows' KV.
+            identity: digests of the model; if they change, rows continue and no more chunks are stored.
             length: columns of the padded batch that are in the cache.
-            eos: a row that has generated one of these is fed padding from then on, which is not worth keeping.
+            eos: end tokens; a row that has generated one gets padding from then on, whose KV is not stored.
             lock: held whenever tree or pool change.
         """
         super().__init__(layers=[])
@@ -112,7 +113,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
 
     @property
     def is_croppable(self) -> bool:
-        """`crop` takes back any number of columns."""
+        """Whether `crop` works for any number of columns: it does."""
         return True
 
     @property
