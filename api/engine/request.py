@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -29,7 +29,7 @@ class Request:
     readable: Sequence[Root] = ()
     """Shared scopes it may read besides."""
     max_new_tokens: int = 128
-    eos: frozenset[int] = frozenset()
+    eos: Collection[int] = frozenset()
     """Tokens that end the completion; they are part of it. Any collection of them may be passed."""
     sampling: Sampling = field(default_factory=Sampling)
     prefill_only: bool = False

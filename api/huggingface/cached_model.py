@@ -203,7 +203,7 @@ class PrefixCachedModel(ModelAttributes):
                 root,
                 readable,
                 max_new_tokens,
-                eos_tokens(base.generation_config) if eos is None else frozenset(eos),
+                eos_tokens(base.generation_config) if eos is None else eos,
                 sampling or Sampling(),
             )
         )
