@@ -28,7 +28,7 @@ class HandedOver:
     def __init__(self, make_way: Callable[[], bool]) -> None:
         self.make_way = make_way
         self._holdings: dict[ref[SequenceKV], tuple[Holding, int]] = {}
-        """What each sequence holds, and the thread that holds the sequence."""
+        """What each handed-over sequence has of the memory, and the thread that holds the sequence."""
         self._lost: list[ref[SequenceKV]] = []
         """Sequences that no longer exist, and were not closed."""
 

@@ -74,7 +74,7 @@ class HttpLoop:
 
 
 class _Running:
-    """What has begun."""
+    """Calls that have begun."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
