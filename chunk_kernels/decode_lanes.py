@@ -40,7 +40,7 @@ PARTIALS_PER_PAIR = 32
 
 @dataclass(frozen=True, slots=True)
 class LaneSequence:
-    """What a sequence brings to its lane."""
+    """A decoding sequence, as its lane needs it."""
 
     layout: int
     """Changes whenever its slots do, and is never another sequence's."""

@@ -36,7 +36,7 @@ class ChunkPool:
         check_format(shape.kv_format, self.device)
         self.shape = shape
         self.dtype = TORCH_DTYPES[shape.dtype]
-        """What the model computes with, and raw elements are stored in."""
+        """Dtype that the model computes with; raw elements are stored in it."""
         stored_dtype = STORED_DTYPES[shape.kv_format] if shape.is_quantised else self.dtype
         self.free_slots = SlotAllocator(slots)
         sizes = (shape.layers, shape.kv_heads, slots, shape.chunk_tokens)

@@ -23,7 +23,7 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
-    """What a sequence brings to a step."""
+    """One sequence's part in a step."""
 
     slots: Sequence[int]
     """Slots of all its chunks, those that this step's tokens go into included."""

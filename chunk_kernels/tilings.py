@@ -107,7 +107,7 @@ def tiling_for(target: str, dtype: str, dim: int, pairs: int) -> Tiling:
 
 
 def tilings_for(step: Step, group: int) -> Tilings:
-    """What a step's two launches are tiled by, on the device of its pool."""
+    """Tilings of a step's two launches on the device of its pool."""
     most_rows = max(sequence.rows for sequence in step.sequences)
     return tilings_of(step.pool, step.rows, most_rows, group)
 
@@ -124,7 +124,7 @@ def tilings_of(pool: ChunkPool, rows: int, most_rows: int, group: int) -> Tiling
 
 @cache
 def cost_model_for(device: torch.device) -> CostModel:
-    """What a device charges for launches and pieces; the default's for one that cannot say."""
+    """Costs of launches and pieces on a device; the defaults if it does not report its processors."""
     if device.type != "cuda":
         return CostModel()
     return CostModel(processors=torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,4 +1,4 @@
-"""What a layer's attention does besides softmax over all earlier keys."""
+"""Variants of a layer's attention: window, softcap, ALiBi and sinks, besides the softmax over earlier keys."""
 
 from __future__ import annotations
 

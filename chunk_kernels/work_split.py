@@ -20,14 +20,14 @@ from kvtrie.prefix_tree.shape import ChunkShape
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """What a device charges, in bytes of KV that it could have read instead."""
+    """Costs on a device, in bytes of KV that it could have read in the same time."""
 
     processors: int = 132
     """Programs that run at once: streaming multiprocessors, or compute units."""
     waves: int = 2
     """Programs per processor that keep it busy: pieces are no smaller than that takes."""
     launch_bytes: int = 12 << 20
-    """What a launch costs: about 4 us at 3 TB/s."""
+    """Cost of a launch: about 4 us at 3 TB/s."""
     partial_share: float = 0.12
     """Most traffic of partials, as a share of the KV that a piece reads."""
     least_piece_tokens: int = 256
@@ -46,7 +46,7 @@ class SharedSpan(NamedTuple):
 
 
 class WorkSplit(NamedTuple):
-    """What is read together, and where each reader goes on by itself."""
+    """Shared spans, and for each reader where its private run begins."""
 
     shared: list[SharedSpan]
     """Read once for all their readers, ancestors first."""

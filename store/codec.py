@@ -38,7 +38,7 @@ class Codec(Protocol):
 
     @property
     def id(self) -> int:
-        """What a record's header calls this codec."""
+        """Name of this codec in a record's header."""
 
     @property
     def payload_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What every store does: the one seam between the engine and where records lie."""
+"""The contract of a store: the one interface between the engine and stored records."""
 
 from __future__ import annotations
 

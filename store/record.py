@@ -66,7 +66,7 @@ class Record:
     codec: int
     """Id of the codec that wrote the payload; 0 in a namespace record."""
     shape: ChunkShape | None
-    """What the payload holds; None in a namespace record."""
+    """Shape of the payload; None in a namespace record."""
     tokens: bytes
     """The chunk's own tokens as int32le; empty in a namespace record."""
     payload: bytes | memoryview

@@ -125,7 +125,7 @@ class WriteBehind:
 
 
 class _Queue:
-    """What one process has queued, and its thread, which begins with the first offer."""
+    """One process's queue and its thread, which starts with the first offer."""
 
     def __init__(
         self, store: Store, breaker: CircuitBreaker, max_bytes: int, batch_bytes: int, *, is_closed: bool

@@ -29,7 +29,7 @@ class HandedOver:
         # Weakly, as the engine owns this: see `Scheduler`.
         self._make_way = WeakMethod(make_way)
         self._holdings: dict[ref[SequenceKV], tuple[Holding, int]] = {}
-        """What each sequence holds, and the thread that holds the sequence."""
+        """What each handed-over sequence has of the memory, and the thread that holds the sequence."""
         self._lost: list[ref[SequenceKV]] = []
         """Sequences that no longer exist, and were not closed."""
 

@@ -39,7 +39,7 @@ class HeldInterrupts:
         """Signals whose handlers are due, and where they came; one that comes twice is due once."""
         self._lifted = False
         self.raised: BaseException | None = None
-        """What a handler raised that ran while the hold was lifted."""
+        """Error raised by a signal handler that ran while handlers were not delayed."""
 
     def __enter__(self) -> HeldInterrupts:
         if threading.current_thread() is threading.main_thread():

@@ -1,4 +1,4 @@
-"""What the engine is asked for, and what it hands back."""
+"""Requests to the engine, and their completions."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LEAST_TEMPERATURE = 1e-30
 would overflow. So lower temperatures are taken for this one."""
 
 _SEEDS = range(-(1 << 63), 1 << 64)
-"""What `torch.Generator.manual_seed` takes."""
+"""Range of seeds of `torch.Generator.manual_seed`."""
 
 
 @dataclass(frozen=True, slots=True)

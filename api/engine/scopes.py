@@ -1,4 +1,4 @@
-"""Who shares with whom: tenants, and shared scopes that listed tenants may read."""
+"""Scopes: tenants, and shared scopes that listed tenants may read."""
 
 from __future__ import annotations
 

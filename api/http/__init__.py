@@ -1,1 +1,2 @@
-"""What any server here needs: addresses, listeners, limits of connections and bytes, tenants, record frames."""
+"""Parts that any HTTP server here needs: addresses, listeners, limits of connections and bytes, tenants, record
+frames."""

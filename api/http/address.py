@@ -33,7 +33,7 @@ class Address:
 
     @property
     def base_url(self) -> str:
-        """What an HTTP client asks; the host behind a Unix socket is only a name."""
+        """Base URL for an HTTP client; over a Unix socket its host is only a name."""
         if self.scheme == "unix":
             return "http://localhost"
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"

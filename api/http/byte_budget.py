@@ -61,7 +61,7 @@ class ByteBudget:
 
 
 class Charge:
-    """What one request holds."""
+    """Bytes that one request holds."""
 
     def __init__(self, budget: ByteBudget, caller: str) -> None:
         self._budget = budget

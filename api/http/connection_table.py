@@ -1,4 +1,4 @@
-"""Who is connected to a sidecar, and whose connection is closed where there are too many.
+"""The connections of a sidecar, and which one is closed when there are too many.
 
     unknown ...... no request of it has been let in yet; at most `max_unknown_per_address` of one address
     known ........ its last caller is known; at most `max_connections_per_key` of one caller
@@ -28,7 +28,7 @@ class Connection:
     """One connection, as the table sees it."""
 
     address: str
-    """Whose it is before any key: an IP address (of IPv6 its /64 network), or the user of a Unix socket."""
+    """Its owner before any key is known: an IP address (of IPv6 its /64 network), or the user of a Unix socket."""
     abort: Callable[[], None]
     """Closes it at once."""
     is_closing: Callable[[], bool]
@@ -38,7 +38,7 @@ class Connection:
     heard_at: float | None = None
     """When the first byte arrived since then; None for none yet."""
     caller: str | None = None
-    """Whose key its last request had; None for unknown."""
+    """Owner of its last request's key; None if unknown."""
     is_busy: bool = False
     """Whether a request is under way."""
     is_spare: bool = False

@@ -74,7 +74,7 @@ class HttpLoop:
 
 
 class _Running:
-    """What has begun."""
+    """The HTTP client and its event loop in a thread, once a call has started them."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http

@@ -23,7 +23,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask of a sidecar. A client holds a sidecar to the same."""
+    """Limits of one request to a sidecar. A client checks replies against the same limits."""
 
     max_record_bytes: int = 256 << 20
     """Longest record, so longest frame: what one connection can make either side hold."""
@@ -94,7 +94,7 @@ def frame(records: Iterable[bytes]) -> bytes:
 
 
 def frame_header(record: bytes) -> bytes:
-    """What goes before `record`."""
+    """The bytes before `record` in a frame."""
     return _LENGTH.pack(len(record))
 
 

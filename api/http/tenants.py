@@ -1,4 +1,4 @@
-"""Who may ask a sidecar for what: the tenants file, and the caller behind an API key.
+"""The tenants file: which caller an API key belongs to, and what that caller may do.
 
     [admin]
     api_key = "..."                    # sees every tree and /metrics; reads and writes no records
@@ -118,7 +118,7 @@ class Tenants:
         return self.callers is None
 
     def authenticate(self, authorization: str | None) -> Caller | None:
-        """Who sent this `Authorization` header; None for nobody known.
+        """The caller of this `Authorization` header; None if its key is unknown.
 
         Compares with every key, in constant time each: neither a near miss nor a tenant's place in the
         file shows in how long it takes.

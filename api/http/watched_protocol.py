@@ -99,7 +99,7 @@ class Sweeper:
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:
-    """Whose connection it is, as far as that can be told before any key.
+    """The owner of a connection, as far as it is known before any key.
 
     Of IPv6 it is the /64 network: whoever has one has 2**64 addresses.
     """

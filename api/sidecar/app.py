@@ -34,7 +34,7 @@ from kvtrie.store.record import DIGEST_BYTES
 _SEND_TOGETHER = 1 << 18
 """Small records are sent in pieces of about this size."""
 _BESIDE_BYTES = 1 << 20
-"""What is received beside the longest frame: its length, and the beginning of the next one."""
+"""Bytes received besides the longest frame: its length, and the beginning of the next frame."""
 
 
 def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:

@@ -29,7 +29,7 @@ class Door:
         self._wrong_keys = WrongKeys()
 
     def caller(self, request: Request) -> Caller:
-        """Who sent a request.
+        """The tenant or admin who sent a request.
 
         Raises:
             HTTPException: 401 for an unknown key, 429 for one of too many wrong keys, or for one connection too
@@ -65,7 +65,7 @@ class Door:
         return found
 
     def metrics(self) -> str:
-        """What is counted here, for Prometheus."""
+        """Figures of connections, keys and bodies, for Prometheus."""
         page = Page()
         page.family("kvtrie_sidecar_connections", "gauge", "Open connections.", [({}, len(self.connections))])
         page.family(

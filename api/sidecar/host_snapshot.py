@@ -18,7 +18,7 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, TierView, Tombs
 
 @dataclass(slots=True)
 class _Seen:
-    """What may change in a node once the lock is released."""
+    """Values of a node that may change once the lock is released."""
 
     node: Node
     handle: HeldRecord

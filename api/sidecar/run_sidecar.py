@@ -26,7 +26,7 @@ from kvtrie.api.sidecar.app import create_app
 from kvtrie.api.sidecar.sidecar import Sidecar
 
 GRACE_SECONDS = 5
-"""What requests under way get to finish, after SIGTERM or SIGINT."""
+"""Time that requests in progress get to finish after SIGTERM or SIGINT."""
 _ACCEPTED_AT_ONCE = 128
 """Connections that the event loop takes at a time: so many may be open before the first of them is counted."""
 _OTHER_FILES = 64

@@ -32,7 +32,7 @@ class ScopedStore:
         self._behind = WriteBehind(store, max_bytes=queue_bytes)
 
     def fetch(self, scope: str, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What the store has under `keys`, unverified.
+        """Bytes that the store has under `keys`, unverified.
 
         Raises:
             StoreError: unreachable, past its deadline, or failed just before.

@@ -1,4 +1,4 @@
-"""What a sidecar does, without HTTP: match, get, put, show. One object for all tenants."""
+"""The sidecar without HTTP: match, get, put, show. One object for all tenants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SMALLEST_RECEIVE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class SidecarConfig:
-    """What a sidecar keeps.
+    """Settings of a sidecar.
 
     Raises:
         InputError: `chunk_tokens` below one, less memory than one namespace takes, or `receive_bytes` below 4 MiB.
@@ -40,7 +40,7 @@ class SidecarConfig:
     """Most time a lookup spends on the store, and the store's own deadline: twice this is below the
     client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
     eviction: Eviction = field(default_factory=Eviction)
-    """Who goes when the host tier is full."""
+    """Which chunks are evicted when the host tier is full."""
     receive_bytes: int | None = None
     """Most bytes of bodies that are not whole yet, over all requests; None for an eighth of the memory, and at
     least 64 MiB. They count beside the host tier's memory."""
@@ -67,7 +67,7 @@ class SidecarConfig:
 
 @dataclass(slots=True)
 class PutOutcome:
-    """What became of the records of one put."""
+    """The outcome of one put."""
 
     stored: int = 0
     held: int = 0

@@ -1,1 +1,1 @@
-"""What is below the device: the contract, stores, the host tier, the sidecar's client."""
+"""Tiers below the device: the contract, stores, the host tier, the sidecar's client."""

@@ -72,7 +72,7 @@ class ChunkRecords:
         chunk: bytes,
         slot: int,
     ) -> None:
-        """Offers one whole chunk, which stands in `slot` now; its namespace's record goes before it."""
+        """Offers one whole chunk, whose KV is in `slot`; offers its namespace's record first."""
 
         def make() -> bytes:
             keys, values = self._pool.read_chunk(slot)

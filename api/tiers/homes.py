@@ -24,11 +24,11 @@ class Home:
     record: bytes | None = None
     """The namespace record; None until a client has sent it."""
     fields: dict[str, str | int] = field(default_factory=dict)
-    """What the namespace record says, for people."""
+    """Fields of the namespace record, for people."""
 
     @property
     def own_bytes(self) -> int:
-        """What it is charged besides its chunks."""
+        """Bytes it is charged besides its chunks."""
         return NAMESPACE_BYTES + len(self.record or b"")
 
 

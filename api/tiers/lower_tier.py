@@ -1,4 +1,4 @@
-"""What the engine sees below the device: one protocol, whoever owns the memory behind it."""
+"""The protocol through which the engine uses a tier below the device, whoever owns its memory."""
 
 from __future__ import annotations
 

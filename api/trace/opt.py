@@ -1,6 +1,6 @@
 """OPT: what no policy can beat, because it knows the future.
 
-Belady's MIN (IBM Systems Journal 1966) on leaves: the leaf whose next use is farthest away goes first, of
+Belady's MIN (IBM Systems Journal 1966) on leaves: the leaf whose next use is farthest away is evicted first, of
 several the deepest. What a request has just stored may be what goes: that is bypass. A parent's next use is
 never later than its child's, so the leaf that goes is the block that should.
 """

@@ -1,4 +1,4 @@
-"""What every trace form comes down to: requests, as paths of blocks. And the contract of a reader."""
+"""Requests as paths of blocks, which every trace is read into; and the contract of a trace reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `kvtrie simulate` finds out, as values: one row per trace, policy, capacity and tenant."""
+"""Results of `kvtrie simulate`: one row per trace, policy, capacity and tenant."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What is counted once per policy and capacity."""
+    """Counts per policy and capacity."""
 
     trace: str
     policy: str
@@ -56,7 +56,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class TraceFacts:
-    """What is true of a trace under any policy."""
+    """Facts of a trace that do not depend on a policy."""
 
     trace: str
     requests: int
@@ -132,7 +132,7 @@ def joined(parts: Sequence[Simulation]) -> Simulation:
 
 
 def trace_facts(reuse: ReuseDistances) -> TraceFacts:
-    """What is true of a trace under any policy."""
+    """Facts of a trace that do not depend on a policy."""
     trace, asked = reuse.trace, reuse.asked()
     distances = reuse.distances[asked]
     again = distances != NEVER

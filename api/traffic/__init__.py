@@ -1,1 +1,1 @@
-"""What is noted of requests while serving: the log, and what-if curves."""
+"""Notes on requests while serving: the request log, and what-if curves."""

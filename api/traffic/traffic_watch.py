@@ -1,4 +1,4 @@
-"""What a server tells of each request once it is through: to the log, if one is kept, and to the what-if curves."""
+"""Passes each request that has ended to the log, if there is one, and to the what-if curves."""
 
 from __future__ import annotations
 
