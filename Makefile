@@ -37,7 +37,7 @@ check: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=.ci/typing $(BIN)/lint-imports --config pyproject.toml
+	cd .ci/typing && ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
 bench: .venv/.ready
 	$(BIN)/python -m bench

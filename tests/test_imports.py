@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("prefix_tree", "chunk_kernels", "store", "api")
+FOLDERS = ("kvtrie", "prefix_tree", "chunk_kernels", "store", "api")
 
 NOT_IMPORTED = {"hiredis"}
 """redis-py uses it where it is installed. peft is the caller's: a wrapped model may have adapters of it."""

@@ -19,10 +19,16 @@ FOLDERS = ("prefix_tree", "chunk_kernels", "store", "api")
 
 
 def found_packages() -> list[str]:
+    """The front door, which is `kvtrie` itself, and the packages of the mapped folders."""
     return sorted(
-        ".".join(("kvtrie", *init.parent.relative_to(REPOSITORY).parts))
-        for folder in FOLDERS
-        for init in (REPOSITORY / folder).rglob("__init__.py")
+        [
+            "kvtrie",
+            *(
+                ".".join(("kvtrie", *init.parent.relative_to(REPOSITORY).parts))
+                for folder in FOLDERS
+                for init in (REPOSITORY / folder).rglob("__init__.py")
+            ),
+        ]
     )
 
 
@@ -42,7 +48,7 @@ def test_every_package_is_declared_and_every_declared_package_exists() -> None:
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
-    for folder in FOLDERS:
+    for folder in ("kvtrie", *FOLDERS):
         for module in (REPOSITORY / folder).rglob("*.py"):
             assert (module.parent / "__init__.py").exists(), (
                 f"{module} is in no package and would not be shipped"
@@ -50,9 +56,16 @@ def test_every_folder_of_modules_is_a_package() -> None:
 
 
 def test_every_top_folder_is_mapped_and_typed() -> None:
-    assert setuptools_table()["package-dir"] == {f"kvtrie.{folder}": folder for folder in FOLDERS}
-    for folder in FOLDERS:
+    folders = {f"kvtrie.{folder}": folder for folder in FOLDERS}
+    assert setuptools_table()["package-dir"] == {"kvtrie": "kvtrie", **folders}
+    for folder in ("kvtrie", *FOLDERS):
         assert (REPOSITORY / folder / "py.typed").exists(), folder
+
+
+def test_the_front_door_holds_one_module() -> None:
+    """Whatever else lay there would hide the part of its name that is installed elsewhere."""
+    found = {path.name for path in (REPOSITORY / "kvtrie").iterdir()} - {"__pycache__"}
+    assert found == {"__init__.py", "py.typed"}
 
 
 @pytest.mark.parametrize("package", found_packages())

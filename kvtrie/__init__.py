@@ -1,0 +1,57 @@
+"""kvtrie: prompts that begin alike compute their common part once.
+
+    from kvtrie import PrefixCachedModel
+
+The parts are `kvtrie.api`, `kvtrie.chunk_kernels`, `kvtrie.store` and `kvtrie.prefix_tree`; in the repository they
+are the folders beside this one. `PrefixCachedModel` and the names around it are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+# Python run at the root of a clone finds this folder first: the parts that are installed elsewhere belong to it too.
+__path__ = extend_path(__path__, __name__)
+
+if TYPE_CHECKING:
+    from kvtrie.api import (
+        Completion,
+        Engine,
+        EngineConfig,
+        Eviction,
+        LowerTier,
+        PrefixCachedModel,
+        Request,
+        Sampling,
+        SidecarTier,
+        Warmed,
+    )
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "Eviction",
+    "LowerTier",
+    "PrefixCachedModel",
+    "Request",
+    "Sampling",
+    "SidecarTier",
+    "Warmed",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kvtrie")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("kvtrie.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
