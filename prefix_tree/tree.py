@@ -366,7 +366,8 @@ class PrefixTree:
         elif node.at[tier] is not None:
             return node
         node.claim = None
-        self._holds.tick = tick = self._holds.tick + 1
+        holds = self._holds
+        holds.tick = tick = holds.tick + 1
         residence = Residence(node, tier, handle, size_bytes, tick)
         self.tiers[tier].entered(root.scope, 1, size_bytes)
         if self.pins:

@@ -1,4 +1,4 @@
-"""What of what kvtrie can use is installed on this machine, found without heavy imports.
+"""Which packages, devices and programs that kvtrie can use this machine has, found without heavy imports.
 
 torch alone takes seconds to import, so versions are read from package metadata, and torch is imported
 only where the machine has a GPU to ask it about.
