@@ -1,4 +1,4 @@
-"""What `kvtrie simulate` finds out, as values: one row per trace, policy, capacity and tenant."""
+"""What `kvtrie trace simulate` finds out, as values: one row per trace, policy, capacity and tenant."""
 
 from __future__ import annotations
 
