@@ -12,7 +12,7 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
-# Python run at the root of a clone finds this folder first. Parts that are installed elsewhere belong to it, too.
+# Python that runs at the root of a clone finds this folder first; the installed parts belong to it too.
 __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:

@@ -14,8 +14,11 @@ from types import ModuleType
 
 from kvtrie.prefix_tree.errors import InputError, KvtrieError
 
-COMMANDS = ("demo", "doctor", "dump", "explain", "record", "sidecar", "simulate", "stats")
+COMMANDS = ("demo", "doctor", "dump", "explain", "sidecar", "stats", "trace")
 """Each is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> int`."""
+
+RENAMED = {"record": "trace record", "simulate": "trace simulate"}
+"""Commands by their former names, which still work and are not listed; modules of this package too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"kvtrie.api.cli.{name}")
         modules[name] = module
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    for name in RENAMED:
+        modules[name] = module = importlib.import_module(f"kvtrie.api.cli.{name}")
+        # Without `help`, argparse does not list it.
+        module.add_arguments(commands.add_parser(name, description=module.HELP))
     args = parser.parse_args(argv)
+    if args.command in RENAMED:
+        print(f"kvtrie {args.command} is now called kvtrie {RENAMED[args.command]}", file=sys.stderr)
     try:
         code: int = modules[args.command].run(args)
     except InputError as error:

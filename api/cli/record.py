@@ -1,4 +1,4 @@
-"""`kvtrie record`: keeps an anonymised log of a server's requests, and tells what is in one."""
+"""`kvtrie trace record`: keeps an anonymised log of a server's requests, and tells what is in one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kvtrie.api.trace.simulation import trace_facts
 from kvtrie.api.traffic.recorder import SMALLEST_BYTES
 from kvtrie.prefix_tree.errors import InputError
 
-HELP = "record a server's requests, anonymised, for kvtrie simulate; or show what a trace holds"
+HELP = "record a server's requests, anonymised, for kvtrie trace simulate; or show what a trace holds"
 FORMAT = "kvtrie-trace-info"
 VERSION = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.usage = "kvtrie record [--bytes SIZE] FILE -- COMMAND... | kvtrie record --info FILE"
+    parser.usage = "%(prog)s [--bytes SIZE] FILE -- COMMAND... | %(prog)s --info FILE"
     parser.add_argument("file", type=Path, metavar="FILE", help="the trace; %%p in it becomes the process id")
     parser.add_argument("program", nargs="*", metavar="COMMAND", help="run with KVTRIE_TRACE=FILE")
     parser.add_argument("--info", action="store_true", help="say what FILE holds, of any form simulate reads")
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         return _info(args.file, args.format)
     if not args.program:
         raise InputError(
-            "give the command to record: kvtrie record FILE -- COMMAND...; or show a trace with --info FILE"
+            "give the command to record: kvtrie trace record FILE -- COMMAND...; or show a trace with --info FILE"
         )
     if args.bytes is not None and parse_bytes(args.bytes) < SMALLEST_BYTES:
         raise InputError(f"--bytes {args.bytes} is too small; give at least {SMALLEST_BYTES}")

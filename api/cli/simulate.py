@@ -1,4 +1,4 @@
-"""`kvtrie simulate`: what a cache of some size, under some policy, would have made of real traffic."""
+"""`kvtrie trace simulate`: what a cache of some size, under some policy, would have made of real traffic."""
 
 from __future__ import annotations
 

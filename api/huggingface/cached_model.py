@@ -332,6 +332,7 @@ class PrefixCachedModel(ModelAttributes):
             memory, tree = self._memory, self._memory.tree
             device = tree.tiers[0]
             return {
+                **dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "preemptions"), 0),
                 **memory.counters,
                 "evictions": sum(tree.evictions.values()),
                 "device": {

@@ -49,8 +49,8 @@ PACKAGES = (
     Package("anyio", False, "the sidecar"),
     Package("uvicorn", False, "the sidecar"),
     Package("httpx", False, "the sidecar's client"),
-    Package("rich", False, "the progress of `kvtrie simulate`"),
-    Package("matplotlib", False, "`kvtrie simulate --plot`"),
+    Package("rich", False, "the progress of `kvtrie trace simulate`"),
+    Package("matplotlib", False, "`kvtrie trace simulate --plot`"),
 )
 """Packages kvtrie can use; `tested_versions.json` has each."""
 

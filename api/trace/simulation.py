@@ -1,4 +1,4 @@
-"""Results of `kvtrie simulate`: one row per trace, policy, capacity and tenant."""
+"""Results of `kvtrie trace simulate`: one row per trace, policy, capacity and tenant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kvtrie record`: a command runs with the variable set; `--info` says what a trace holds."""
+"""`kvtrie trace record`: a command runs with the variable set; `--info` says what a trace holds."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ log.close()
 
 def test_a_command_is_recorded(kvtrie, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert kvtrie("record", "--bytes", "1MiB", "log", "--", sys.executable, "-c", WRITES_A_TRACE).code == 0
-    ran = kvtrie("record", "--info", "log")
+    assert (
+        kvtrie("trace", "record", "--bytes", "1MiB", "log", "--", sys.executable, "-c", WRITES_A_TRACE).code
+        == 0
+    )
+    ran = kvtrie("trace", "record", "--info", "log")
     assert "3 requests of 1 tenant in 2 s" in ran.out
     assert "6 blocks of 16 tokens asked for, 2 different" in ran.out
-    document = kvtrie("record", "--info", "log", "--format", "json").document
+    document = kvtrie("trace", "record", "--info", "log", "--format", "json").document
     assert (document["format"], document["infinite_hit_ratio"]) == ("kvtrie-trace-info", pytest.approx(4 / 6))
-    assert "HIT RATIO" in kvtrie("simulate", "log").out
+    assert "HIT RATIO" in kvtrie("trace", "simulate", "log").out
 
 
 def test_the_command_s_exit_code_and_environment_are_its_own(kvtrie, tmp_path):
     code = "import os, sys; sys.exit(7 if os.environ['KVTRIE_TRACE'].endswith('log-%p') else 8)"
-    assert kvtrie("record", str(tmp_path / "log-%p"), "--", sys.executable, "-c", code).code == 7
+    assert kvtrie("trace", "record", str(tmp_path / "log-%p"), "--", sys.executable, "-c", code).code == 7
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
-    assert kvtrie("record", str(tmp_path / "log"), "--", sys.executable, "-c", killed).code == 128 + 15
+    assert (
+        kvtrie("trace", "record", str(tmp_path / "log"), "--", sys.executable, "-c", killed).code == 128 + 15
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_the_command_s_exit_code_and_environment_are_its_own(kvtrie, tmp_path):
 )
 def test_bad_usage_is_one_line(kvtrie, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    ran = kvtrie("record", *arguments)
+    ran = kvtrie("trace", "record", *arguments)
     assert ran.code == 2
     assert said in ran.err
 
@@ -57,4 +62,4 @@ def test_bad_usage_is_one_line(kvtrie, tmp_path, monkeypatch, arguments, said):
 def test_info_of_another_form(kvtrie, tmp_path: Path):
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1, 2]}))
-    assert "2 blocks of 512 tokens" in kvtrie("record", "--info", str(path)).out
+    assert "2 blocks of 512 tokens" in kvtrie("trace", "record", "--info", str(path)).out

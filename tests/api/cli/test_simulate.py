@@ -1,4 +1,4 @@
-"""`kvtrie simulate`: tables, JSON, CSV and plots of a trace small enough to count by hand."""
+"""`kvtrie trace simulate`: tables, JSON, CSV and plots of a trace small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,15 @@ def trace_file(tmp_path: Path) -> str:
 
 def test_json_rows(kvtrie, trace_file):
     document = kvtrie(
-        "simulate", trace_file, "--capacity", "100%,2blocks", "--policy", "lru,opt", "--format", "json"
+        "trace",
+        "simulate",
+        trace_file,
+        "--capacity",
+        "100%,2blocks",
+        "--policy",
+        "lru,opt",
+        "--format",
+        "json",
     ).document
     assert (document["format"], document["version"]) == ("kvtrie-simulation", 1)
     rows = document["rows"]
@@ -61,7 +69,16 @@ def test_json_rows(kvtrie, trace_file):
 
 def test_every_policy_and_tenant(kvtrie, trace_file):
     document = kvtrie(
-        "simulate", trace_file, "--policy", "all", "--capacity", "50%", "--per-tenant", "--format", "json"
+        "trace",
+        "simulate",
+        trace_file,
+        "--policy",
+        "all",
+        "--capacity",
+        "50%",
+        "--per-tenant",
+        "--format",
+        "json",
     ).document
     rows = document["rows"]
     policies = dict.fromkeys(row["policy"] for row in rows)
@@ -75,7 +92,7 @@ def test_every_policy_and_tenant(kvtrie, trace_file):
 
 
 def test_csv(kvtrie, trace_file):
-    ran = kvtrie("simulate", trace_file, trace_file, "--format", "csv")
+    ran = kvtrie("trace", "simulate", trace_file, trace_file, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(ran.out)))
     assert len(rows) == 2 * 5
     assert set(FIELDS) | {"trace", "tenant"} <= set(rows[0])
@@ -88,7 +105,14 @@ def test_table(kvtrie, trace_file, tmp_path):
     config.write_text(json.dumps({"n_layer": 2, "n_head": 2, "n_embd": 8, "dtype": "float32"}))
     # 64 bytes a layer and token: a block of 4 tokens has 512 bytes.
     ran = kvtrie(
-        "simulate", trace_file, "--capacity", "50%,1.5KiB", "--model-config", str(config), "--per-tenant"
+        "trace",
+        "simulate",
+        trace_file,
+        "--capacity",
+        "50%,1.5KiB",
+        "--model-config",
+        str(config),
+        "--per-tenant",
     )
     assert ran.code == 0
     assert "5 requests of 2 tenants in 40 s" in ran.out
@@ -116,7 +140,17 @@ def test_table(kvtrie, trace_file, tmp_path):
 def test_csv_prompts_with_a_tokenizer(kvtrie, tmp_path, tokenizer_file):
     path = tmp_path / "arrivals.csv"
     path.write_text("TIMESTAMP,GeneratedTokens,prompt\n1,5,w1 w2 w3\n2,5,w1 w2 w4\n")
-    arguments = ("simulate", str(path), "--block-tokens", "1", "--capacity", "100%", "--format", "json")
+    arguments = (
+        "trace",
+        "simulate",
+        str(path),
+        "--block-tokens",
+        "1",
+        "--capacity",
+        "100%",
+        "--format",
+        "json",
+    )
     document = kvtrie(*arguments, "--tokenizer", tokenizer_file).document
     # `<s> w1 w2` of four tokens comes back.
     assert document["rows"][0]["hit_ratio_blocks"] == pytest.approx(3 / 8)
@@ -139,14 +173,16 @@ def test_csv_prompts_with_a_tokenizer(kvtrie, tmp_path, tokenizer_file):
     ],
 )
 def test_bad_usage_is_one_line(kvtrie, trace_file, arguments, said):
-    ran = kvtrie("simulate", *(trace_file if argument == "TRACE" else argument for argument in arguments))
+    ran = kvtrie(
+        "trace", "simulate", *(trace_file if argument == "TRACE" else argument for argument in arguments)
+    )
     assert ran.code == 2
     assert said in ran.err
 
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_runs(kvtrie, trace_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    ran = kvtrie("simulate", trace_file, "--plot", str(tmp_path / "x.png"))
+    ran = kvtrie("trace", "simulate", trace_file, "--plot", str(tmp_path / "x.png"))
     assert ran.code == 2
     assert "pip install matplotlib" in ran.err
 
@@ -158,7 +194,15 @@ def test_plots(kvtrie, trace_file, tmp_path, form):
     again = tmp_path / f"again{form}"
     for target in (path, again):
         ran = kvtrie(
-            "simulate", trace_file, "--policy", "lru,opt", "--capacity", "30%,100%", "--plot", str(target)
+            "trace",
+            "simulate",
+            trace_file,
+            "--policy",
+            "lru,opt",
+            "--capacity",
+            "30%,100%",
+            "--plot",
+            str(target),
         )
         assert ran.code == 0
     assert path.read_bytes().startswith(b"\x89PNG" if form == ".png" else b"<?xml")
