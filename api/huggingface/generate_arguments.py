@@ -50,6 +50,7 @@ _REFUSED_WHEN_SET = {
     "constraints": "constrained beam search is not served",
     "force_words_ids": "constrained beam search is not served",
     "speculation_type": "it needs a cache of its own",
+    "assistant_early_exit": "its drafts are made by the first layers alone, which have no cache of their own",
 }
 
 

@@ -27,7 +27,7 @@ from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_view import WAY_OUT
 from kvtrie.prefix_tree import Root
 from kvtrie.prefix_tree.errors import InputError, LibraryChanged
-from kvtrie.prefix_tree.keys import as_tokens
+from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 
 class HuggingFaceLoop:
@@ -116,9 +116,10 @@ class HuggingFaceLoop:
                 )
             if not isinstance(output, Tensor):
                 for name in [name for name, value in output.items() if value is cache]:
-                    output[name] = cache.handle()
+                    output[name] = _handle(output.sequences, prompts, columns)
             return output
         finally:
+            self._facts.view.restore_configs()
             # An interrupt may come at any point, so rows may belong to the cache, or still to their completions.
             cache.close()
             self._engine.discard(waiting)
@@ -143,3 +144,13 @@ def _take_handles(arguments: dict[str, Any]) -> list[TreeHandle]:
     """Handles of earlier calls among the arguments, which name what the tree holds; taken out of them."""
     names = [name for name in CACHE_ARGUMENTS if isinstance(arguments.get(name), TreeHandle)]
     return [arguments.pop(name) for name in names]
+
+
+def _handle(sequences: Tensor, prompts: list[TokenArray], columns: int) -> TreeHandle:
+    """Names returned sequences, `[rows, columns]`, of prompts in `columns` columns with padding on the left.
+
+    Their last token was not forwarded. Several sequences of a prompt, of beams too, follow one another.
+    """
+    each = sequences.shape[0] // len(prompts)
+    rows = [row[columns - len(prompts[place // each]) : -1].tolist() for place, row in enumerate(sequences)]
+    return TreeHandle(rows, sequences.shape[1] - 1)

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -22,7 +21,6 @@ from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.request import Completion
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.huggingface.generate_arguments import TOKENIZERS
-from kvtrie.api.huggingface.tree_handle import TreeHandle
 from kvtrie.api.models.layer_attention import KEYWORD, PoolAttention
 from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_view import WAY_OUT, PassRunner
@@ -78,10 +76,6 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
                 assert completion.kv is not None
                 self._rows.append(completion.kv)
                 completion.kv = None
-
-    def handle(self) -> TreeHandle:
-        """Names the rows as they are now."""
-        return TreeHandle([_tokens_of(row) for row in self._rows], self._length)
 
     # ---- what Hugging Face asks
 
@@ -295,8 +289,3 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
             except PoolExhausted:
                 self._rows += prompts[index + 1 :]
                 raise
-
-
-def _tokens_of(row: SequenceKV) -> list[int]:
-    tokens: list[int] = np.frombuffer(row.tokens, np.int32).tolist()
-    return tokens

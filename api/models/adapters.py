@@ -101,7 +101,7 @@ def active_tensors(tuners: list[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]
                     yield f"{name}.{part}", tensor
 
 
-def contents_checksum(tuners: list[tuple[str, Any]]) -> tuple[float, ...]:
+def contents_checksum(tuners: list[tuple[str, Any]]) -> tuple[int, ...]:
     """Changes with the active adapters' contents, also where they were written through `.data`.
 
     PEFT's own hot swap writes so, which no version counter sees. Reads every byte; adapters are small.
@@ -110,11 +110,18 @@ def contents_checksum(tuners: list[tuple[str, Any]]) -> tuple[float, ...]:
     if not tensors:
         return ()
     if any(tensor.device.type != "cpu" for tensor in tensors):
+        # Bits as integers, each times its place: sums of values alone would miss signs and permutations.
         with torch.no_grad():
-            norms = [torch._foreach_norm(tensors, order) for order in (1, 2)]
-            sums: list[float] = torch.stack([norm.double() for norm in (*norms[0], *norms[1])]).tolist()
+            sums: list[int] = torch.stack([_weighted_sum(tensor) for tensor in tensors]).tolist()
         return tuple(sums)
     return tuple(xxh3_64_intdigest(tensor_bytes(tensor)) for tensor in tensors)
+
+
+def _weighted_sum(tensor: Tensor) -> Tensor:
+    """int64 scalar on the tensor's device; integers wrap around."""
+    bits = tensor.detach().contiguous().flatten().view(torch.uint8).long()
+    places = torch.arange(1, bits.numel() + 1, device=bits.device)
+    return (bits * (places * 2_654_435_761)).sum()
 
 
 def adapter_digest(tuners: list[tuple[str, Any]]) -> str:

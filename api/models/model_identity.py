@@ -88,8 +88,8 @@ class ModelIdentity:
         self._revision = str(getattr(facts.config, "_commit_hash", None) or "")
         self._state = StateReader(facts.model)
         self._tuners = tuner_layers(facts.model)
-        self._known: OrderedDict[object, tuple[Digests, list[object]]] = OrderedDict()
-        """Of the tensors as they are now, by all else that digests depend on; each with the functions it names."""
+        self._known: OrderedDict[object, Digests] = OrderedDict()
+        """Of the tensors as they are now, by all else that digests depend on."""
         self._known_tensors: object = None
         self._storages: list[object] = []
         """Of those tensors, so that no other tensor gets one of their addresses."""
@@ -131,6 +131,7 @@ class ModelIdentity:
         """Forgets what was digested: the next call reads the weights again, and hooks count as new ones."""
         self._known.clear()
         self._known_tensors = None
+        self._storages = []
         self._weights_state = None
         self._nonce = uuid.uuid4().hex
         self._state.forget()
@@ -140,7 +141,7 @@ class ModelIdentity:
         state = self._state.read()
         key = (state.settings, state.replaced, self._adapter_state(), contents_checksum(self._tuners))
         if state.tensors == self._known_tensors and key in self._known:
-            return self._known[key][0]
+            return self._known[key]
         # 1. Adapters may have been added or removed since: their tensors came or went with them.
         self._state.forget()
         self._tuners = tuner_layers(self._facts.model)
@@ -165,14 +166,13 @@ class ModelIdentity:
             self._weights_state = base_state
             self._known.clear()
         # 4. Settings and hooks.
-        replacements = self._state.named_replacements()
         behaviour = [
             self._weights,
             self._state.named_settings(),
-            [(name, id(function), self._nonce) for name, function in replacements],
+            [self._nonce, *state.replaced] if state.replaced else [],
         ]
         digests = Digests(_digest_json(behaviour), adapter_digest(self._tuners))
-        self._known[key] = digests, [function for _, function in replacements]
+        self._known[key] = digests
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
         return digests
@@ -203,9 +203,11 @@ class ModelIdentity:
         )
 
     def _check_config(self) -> None:
-        if self._facts.config.__dict__ == self._config_as_wrapped:
+        model: Any = self._facts.model
+        config = model.config.get_text_config(decoder=True)
+        if config.__dict__ == self._config_as_wrapped:
             return
-        entries = _config_entries(self._facts.config)
+        entries = _config_entries(config)
         if entries != self._config_entries:
             changed = sorted(
                 name

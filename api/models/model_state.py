@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from kvtrie.api.models.rope import depends_on_length
 
@@ -29,7 +31,7 @@ class ModelState(NamedTuple):
     settings: tuple[object, ...]
     """Values of the watched attributes."""
     replaced: tuple[int, ...]
-    """Ids of hooks and of replaced `forward`s, with their module's."""
+    """Serial numbers of hooks and of replaced `forward`s, each after its module's place; of global hooks, too."""
 
 
 class StateReader:
@@ -38,6 +40,9 @@ class StateReader:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._parts: _Parts | None = None
+        self._serials = _Serials()
+        self._forwards: dict[type[Any], Any] = {}
+        """The `forward` of each class of modules when it was first seen."""
 
     def forget(self) -> None:
         """Makes the next `read` look for the model's modules anew."""
@@ -49,6 +54,8 @@ class StateReader:
         parts = self._parts
         if parts is None or not parts.are_all():
             parts = self._parts = _Parts.of(self._model)
+            for module in parts.modules:
+                self._forwards.setdefault(type(module), type(module).forward)
         # 2. Parameters and buffers: storage and count of writes.
         tensors = [
             tensor for tensor in chain.from_iterable(map(dict.values, parts.tensors)) if tensor is not None
@@ -59,12 +66,16 @@ class StateReader:
         except RuntimeError:
             states = tuple([(tensor.data_ptr(), version(tensor)) for tensor in tensors])
         # 3. Hooks and replaced forwards, then watched attributes.
-        replaced: list[int] = []
+        replaced = [self._serials.of(hook) for hook in _global_hooks()]
         if any(parts.hooks) or any("forward" in own for own in parts.attributes):
-            for module in parts.modules:
-                functions = [id(function) for _, function in _replacements(module)]
-                if functions:
-                    replaced += [id(module), *functions]
+            for place, module in enumerate(parts.modules):
+                serials = [self._serials.of(function) for _, function in _replacements(module)]
+                if serials:
+                    replaced += [-1 - place, *serials]
+        for kind, forward in self._forwards.items():
+            # A class's own forward, replaced for all its instances.
+            if kind.forward is not forward:
+                replaced.append(self._serials.of(kind.forward))
         settings = tuple([own.get(name) for own, name in parts.watched])
         return ModelState(states, settings, tuple(replaced))
 
@@ -73,17 +84,29 @@ class StateReader:
         return [
             (name, attribute, module.__dict__.get(attribute))
             for name, module in self._model.named_modules()
-            if not depends_on_length(module)
             for attribute in _watched_attributes(module)
         ]
 
-    def named_replacements(self) -> list[tuple[str, Callable[..., Any]]]:
-        """Hooks and replaced `forward`s, by module."""
-        return [
-            (f"{name}.{kind}", function)
-            for name, module in self._model.named_modules()
-            for kind, function in _replacements(module)
-        ]
+
+class _Serials:
+    """Numbers functions. No number is given twice, though an address may be: the last ones are kept alive."""
+
+    _KEPT = 256
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, tuple[object, int]] = OrderedDict()
+        self._next = count()
+
+    def of(self, function: object) -> int:
+        """The function's number."""
+        found = self._known.get(id(function))
+        if found is None:
+            found = self._known[id(function)] = function, next(self._next)
+            if len(self._known) > self._KEPT:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(id(function))
+        return found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +155,7 @@ class _Parts:
                 if "original" in name and buffer is not None
             ],
             hooks=[*(m._forward_pre_hooks for m in modules), *(m._forward_hooks for m in modules)],
-            watched=[(module.__dict__, name) for module in plain for name in _watched_attributes(module)],
+            watched=[(module.__dict__, name) for module in modules for name in _watched_attributes(module)],
         )
 
     def are_all(self) -> bool:
@@ -153,6 +176,14 @@ def _watched_attributes(module: nn.Module) -> tuple[str, ...]:
     return tuple(
         name for name, value in module.__dict__.items() if isinstance(value, float) or name in _WATCHED
     )
+
+
+def _global_hooks() -> list[object]:
+    """Hooks on every module of the process."""
+    return [
+        *torch_module._global_forward_pre_hooks.values(),
+        *torch_module._global_forward_hooks.values(),
+    ]
 
 
 def _replacements(module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:

@@ -29,6 +29,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig
 
 from kvtrie.api.models.layer_attention import KEYWORD, NAME, layer_attention
+from kvtrie.api.models.model_state import version
 from kvtrie.api.models.rope import depends_on_length
 
 WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
@@ -41,6 +42,16 @@ class PassRunner:
     def run_pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls `forward`, with what it needs added to or taken from `kwargs`, and returns its output."""
         raise NotImplementedError
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Attributes of a module that hold its hooks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,10 @@ class ModelView:
         AttentionInterface.register(NAME, layer_attention)
         self.model = model
         self._doubles: list[_Double] = []
+        self._copied: list[tuple[nn.Module, object]] = []
+        """Modules that the view has a copy of, each with what it was made of."""
+        self._configs: list[tuple[Any, dict[str, Any]]] = []
+        """The view's configs, each with its entries."""
         self.root: Any = None
         """The view's own root module: call it, or its `generate`."""
         self._build()
@@ -76,10 +91,11 @@ class ModelView:
 
         Parameters, buffers and hooks are shared and need no sync. True where submodules changed and `root` is new.
         """
-        for double in self._doubles:
-            if tuple(double.original._modules.values()) != double.children:
-                self._build()
-                return True
+        if any(tuple(d.original._modules.values()) != d.children for d in self._doubles) or any(
+            _made_of(module) != before for module, before in self._copied
+        ):
+            self._build()
+            return True
         for double in self._doubles:
             state = {**double.original.__dict__, **double.own}
             if "forward" in double.original.__dict__ and "forward" not in double.own:
@@ -88,8 +104,16 @@ class ModelView:
             object.__setattr__(double.module, "__dict__", state)
         return False
 
+    def restore_configs(self) -> None:
+        """Takes back what a `generate` of the root wrote into the view's configs, and did not undo."""
+        for config, entries in self._configs:
+            if config.__dict__ != entries:
+                config.__dict__.clear()
+                config.__dict__.update(entries)
+
     def _build(self) -> None:
         self._doubles = []
+        self._copied = []
         memo: dict[int, Any] = {}
         root = self._double(self.model, memo)
         text = root.config.get_text_config(decoder=True)
@@ -107,6 +131,13 @@ class ModelView:
         wrapper.__signature__ = inspect.signature(self.model.forward)  # type: ignore[attr-defined]
         double.own["forward"] = wrapper
         self.root = root
+        own = {
+            id(value): value
+            for d in self._doubles
+            for value in d.own.values()
+            if isinstance(value, PreTrainedConfig)
+        }
+        self._configs = [(config, dict(config.__dict__)) for config in own.values()]
         self.sync()
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -132,9 +163,12 @@ class ModelView:
             return memo[id(module)]
         if depends_on_length(module):
             # Its frequencies change with the longest position of each pass: passes of the model's owner must not
-            # meet ours. Copied whole, and never synced.
-            memo[id(module)] = copy.deepcopy(module, memo)
-            return memo[id(module)]
+            # meet ours. Copied whole, and copied again when what it computes them from has changed.
+            memo[id(module)] = copied = copy.deepcopy(module, memo)
+            for hooks in _HOOKS:
+                copied.__dict__[hooks] = module.__dict__[hooks]
+            self._copied.append((module, _made_of(module)))
+            return copied
         # 2. The module itself, if neither it nor one below it reads a config.
         children = {name: child and self._double(child, memo) for name, child in module._modules.items()}
         configs = {
@@ -164,7 +198,19 @@ def _rebound(forward: Any, double: _Double) -> Any:
     """An instance's own `forward`, for the double where it is a method of the original."""
     if isinstance(forward, MethodType) and forward.__self__ is double.original:
         return MethodType(forward.__func__, double.module)
+    if isinstance(forward, partial) and forward.args[:1] == (double.original,):
+        # As accelerate replaces a forward.
+        return partial(forward.func, double.module, *forward.args[1:], **forward.keywords)
     return forward
+
+
+def _made_of(module: nn.Module) -> object:
+    """What a module that rewrites its frequencies computes them from."""
+    originals = [
+        (b.data_ptr(), version(b)) for n, b in module._buffers.items() if b is not None and "original" in n
+    ]
+    floats = [(name, value) for name, value in module.__dict__.items() if isinstance(value, float)]
+    return originals, floats, module.__dict__.get("forward")
 
 
 def _forward_of(view: ref[ModelView], *args: Any, **kwargs: Any) -> Any:

@@ -63,6 +63,19 @@ def test_a_padded_batch(model: PreTrainedModel, cached: PrefixCachedModel) -> No
     assert torch.equal(found, model.generate(ids, attention_mask=mask, **PLAIN))
 
 
+@pytest.mark.parametrize("beams", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_the_best_beams(model: PreTrainedModel, cached: PrefixCachedModel, beams: dict[str, int]) -> None:
+    batch = left_padded(prompts([20, 13]))
+    field = cache_argument(model)
+    first = cached.generate(**batch, **FIRST, **beams)
+    count = first.sequences.shape[0]
+    ids = torch.cat([first.sequences, QUESTION.expand(count, 3)], dim=1)
+    mask = batch["attention_mask"].repeat_interleave(count // 2, 0)
+    mask = torch.cat([mask, torch.ones(count, ids.shape[1] - 20, dtype=torch.long)], dim=1)
+    found = cached.generate(ids, attention_mask=mask, **PLAIN, **{field: first[field]})
+    assert torch.equal(found, model.generate(ids, attention_mask=mask, **PLAIN))
+
+
 @pytest.mark.parametrize(
     ("ids", "says"),
     [

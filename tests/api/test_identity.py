@@ -358,7 +358,29 @@ def widen_epsilon(model: PreTrainedModel) -> Callable[[], None]:
     return lambda: setattr(norm, "variance_epsilon", before)
 
 
-CHANGES = [steer, steer_before, replace_forward, scale_attention, widen_epsilon]
+def steer_everywhere(model: PreTrainedModel) -> Callable[[], None]:
+    def scale(module: Any, inputs: Any, output: Any) -> Any:
+        return output * 3 if type(module).__name__ == "LlamaMLP" else None
+
+    return torch.nn.modules.module.register_module_forward_hook(scale).remove
+
+
+def replace_forward_of_the_class(model: PreTrainedModel) -> Callable[[], None]:
+    kind = type(model.model.layers[0].mlp)
+    before = kind.forward
+    kind.forward = lambda self, hidden: before(self, hidden) * 0.2
+    return lambda: setattr(kind, "forward", before)
+
+
+CHANGES = [
+    steer,
+    steer_before,
+    replace_forward,
+    scale_attention,
+    widen_epsilon,
+    steer_everywhere,
+    replace_forward_of_the_class,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -381,6 +403,20 @@ def test_changes_that_no_tensor_knows_of(
     cached.engine.run()
     assert "changed while" in str(begun.error)
     assert ask(cached) == HIT
+
+
+def test_hooks_that_get_the_address_of_earlier_ones(
+    cached: PrefixCachedModel, model: PreTrainedModel
+) -> None:
+    """A function that was freed leaves its address to the next; it must not leave its namespace."""
+    seen = set()
+    for place in range(300):
+        hook = model.model.layers[0].register_forward_hook(lambda module, inputs, output, place=place: output)
+        seen.add(cached._identity.digests())
+        hook.remove()
+        with torch.no_grad():
+            model.lm_head.weight.add_(0)
+    assert len(seen) == 300
 
 
 def test_kv_under_hooks_is_shared_with_no_other_process(model: PreTrainedModel) -> None:

@@ -220,3 +220,48 @@ def test_weights_are_read_once_whatever_a_pass_rewrites(monkeypatch: pytest.Monk
             cached.generate(torch.tensor([ROW]), max_new_tokens=4)
             model(torch.tensor([ROW]))
         assert len(read) == 1
+
+
+@pytest.mark.parametrize("change", ["hook", "scaling", "frequencies"])
+def test_a_change_of_frequencies_that_depend_on_length(change: str) -> None:
+    """The view has a copy of such a module, and makes it anew."""
+    config = CONFIGS["llama-gqa"]()
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    rotary, ids = model.model.rotary_emb, torch.tensor([ROW])
+    logits = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    with wrapped(model) as cached:
+        complete(cached, ROW)
+        before = model.generate(ids, **logits).logits[0]
+        if change == "hook":
+            rotary.register_forward_hook(lambda module, inputs, output: tuple(2 * part for part in output))
+        elif change == "scaling":
+            rotary.attention_scaling = 3.0
+        else:
+            with torch.no_grad():
+                rotary.original_inv_freq.mul_(0.5)
+                rotary.inv_freq.mul_(0.5)
+        expected = model.generate(ids, **logits).logits[0]
+        assert (expected - before).abs().max() > 1e-3
+        torch.testing.assert_close(cached.generate(ids, **logits).logits[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_generate_that_leaves_its_config_changed(model: PreTrainedModel) -> None:
+    """Transformers changes the number of layers for drafts, and an error keeps it from changing it back."""
+    ids = torch.tensor([ROW])
+    with wrapped(model) as cached:
+        with pytest.raises(UnsupportedModel, match="assistant_early_exit"):
+            cached.generate(ids, max_new_tokens=4, assistant_early_exit=1)
+
+        class Failing(hf.LogitsProcessor):
+            def __call__(self, *args: Any) -> Any:
+                cached._facts.view.config.num_hidden_layers = 1
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            cached.generate(ids, max_new_tokens=4, logits_processor=hf.LogitsProcessorList([Failing()]))
+        assert torch.equal(
+            cached.generate(ids, max_new_tokens=4, do_sample=False),
+            model.generate(ids, max_new_tokens=4, do_sample=False),
+        )
