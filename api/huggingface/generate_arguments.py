@@ -150,10 +150,15 @@ def cache_argument(model: Any) -> str:
         UnsupportedModel: under none that kvtrie knows.
     """
     for kind in type(model).__mro__:
-        parameters = inspect.signature(vars(kind)["forward"]).parameters if "forward" in vars(kind) else {}
+        if "forward" not in vars(kind):
+            continue
+        parameters = inspect.signature(vars(kind)["forward"]).parameters
         for name in CACHE_ARGUMENTS:
             if name in parameters:
                 return name
+        if "input_ids" in parameters:
+            # It names its arguments, rather than handing all of them on to the class above.
+            break
     raise UnsupportedModel(
         f"{type(model).__name__}.forward of transformers {transformers.__version__} takes none of "
         f"{', '.join(CACHE_ARGUMENTS)}: its generate() cannot run on kvtrie's cache"

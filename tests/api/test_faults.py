@@ -203,15 +203,20 @@ def test_a_full_redis(model: PreTrainedModel, start_redis: Callable[..., Any]) -
         assert_served(cached, prompts([61, 40], shared=30, seed=0))
 
 
+LAST = 29
+"""Of the seeds whose prompts fill a sidecar."""
+
+
 def test_a_full_sidecar(model: PreTrainedModel, start_sidecar: Callable[..., Any]) -> None:
     """It evicts; nobody fails."""
-    sidecar = start_sidecar(memory="64KiB", chunk_tokens=CHUNK)
+    sidecar = start_sidecar(memory="1MiB", chunk_tokens=CHUNK)
     with wrapped(model, store=sidecar.url) as cached:
-        for seed in range(6):
+        for seed in range(LAST + 1):
             assert_served(cached, prompts([61, 40], shared=30, seed=seed))
             assert cached.flush(10.0)
             forget(cached)
-        assert_served(cached, prompts([61, 40], shared=30, seed=5))
+        assert cached.stats()["lower"]["written_bytes"] > 1 << 20, "more than it holds"
+        assert_served(cached, prompts([61, 40], shared=30, seed=LAST))
         assert cached.stats()["loaded_chunks"] > 0
 
 

@@ -721,6 +721,7 @@ class TreeMachine(RuleBasedStateMachine):
         self.pins.clear()
         for tier, scope, size_bytes in self.booked:
             self.tree.tiers[tier].unreserve(scope, size_bytes)
+        self.booked.clear()
         for tier in (DEVICE, HOST):
             self.take_out(tier, CAPACITY_BYTES[tier])
         assert len(self.tree) == 0
