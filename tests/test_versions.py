@@ -118,10 +118,7 @@ def test_versions_are_compared_as_numbers(version, is_older, is_newer):
 @pytest.mark.parametrize(
     ("target", "constraint"),
     [
-        *(
-            (target, "requirements/locked.txt")
-            for target in ("demo", "test", "check", "bench", "kernels", "gpu")
-        ),
+        *((target, "requirements/locked.txt") for target in ("demo", "test", "check", "bench", "gpu")),
         ("oldest", ".venv-oldest/floors.txt"),
         ("newest", None),
     ],
