@@ -3,7 +3,7 @@
 Transformers changes how its loop hands a cache on, and a model's attention may take in what kvtrie does not see.
 Either would give other tokens without an error. So a wrapper first generates for a prompt of one token and for one
 of several, in a small memory of its own, and compares the logits with those of the model's own forward. That
-costs six forward passes over at most seven tokens.
+costs seven forward passes over at most seven tokens.
 """
 
 from __future__ import annotations

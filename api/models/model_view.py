@@ -2,8 +2,10 @@
 
 A view shares the model's parameters, buffers, hooks and most of its modules. Only modules that read a config
 (attention layers, the decoder, which builds masks) and the modules above them are doubled, because their config
-names the attention function. So kvtrie's passes never change the model: calls of its owner, `generate` among
-them, keep their own attention in whatever thread they run, and an interrupted pass leaves nothing to put back.
+names the attention function. Rotary modules whose frequencies depend on the longest position are copied: they
+rewrite their buffers at every pass. So kvtrie's passes never change the model: calls of its owner, `generate`
+among them, keep their own attention in whatever thread they run, and an interrupted pass leaves nothing to put
+back.
 
     model            view
     root  ---------> root'         doubled: holds a module that reads a config
