@@ -192,6 +192,23 @@ def test_whoever_waits_for_itself_is_told_so(cached: PrefixCachedModel, way: str
     assert_same(cached.model, completion)
 
 
+@pytest.mark.parametrize("way", ["run", "wait"])
+def test_whoever_waits_for_what_another_thread_asked_for(cached: PrefixCachedModel, way: str) -> None:
+    """The holder waits for a request that is not its own, and nobody but the holder drives the engine."""
+    seen: list[Completion] = []
+
+    def ask() -> None:
+        if not seen:
+            Worker(lambda: seen.append(cached.submit(ASKING, max_new_tokens=4, eos=()))).join()
+            WAYS[way](cached, seen[0])
+
+    assert generate(cached, HOLDING, 3, ask) == greedy(cached.model, HOLDING, 3)
+    assert isinstance(seen[0].error, PoolExhausted)
+    completion = cached.submit(ASKING, max_new_tokens=4, eos=())
+    cached.engine.run()
+    assert_same(cached.model, completion)
+
+
 def test_whoever_waits_for_itself_does_not_take_others_along(cached: PrefixCachedModel) -> None:
     """The other's request is older, and found no room first; the memory is freed in the end."""
     own: list[Completion] = []
