@@ -39,8 +39,8 @@ _NOT_SERVED = """
 """
 
 _TAIL = """
-A family in neither table was not tested. To add one: a tiny config in `tests/api/models.py`, a line in
-`api/models/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
+A family in neither table was not tested. To add one: a tiny config in `tests/api/tiny_models.py`, a line in
+`api/models/families.py`, and `pytest tests/api/huggingface/test_exactness.py -k FAMILY`.
 """
 
 
