@@ -61,7 +61,10 @@ def test_an_import_of_nothing_of_ours_loads_nothing_of_ours() -> None:
 
 def test_a_missing_table_is_a_plain_error() -> None:
     """An installation without it: the import fails once, and does not look for it without end."""
-    code = "import sys, kvtrie\nkvtrie.__path__ = []\nsys.meta_path = sys.meta_path[-1:]\nimport kvtrie.api.cached_model"
+    code = (
+        "import sys, kvtrie\nkvtrie.__path__ = []\nsys.meta_path = sys.meta_path[-1:]\n"
+        "import kvtrie.api.cached_model"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'kvtrie.api'"
 
