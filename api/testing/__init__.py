@@ -19,8 +19,9 @@ if (_pytest := sys.modules.get("pytest")) is not None:
     )
 
 from kvtrie.testing.eviction_contract import EvictionPolicyContract
+from kvtrie.testing.one_tier_tree import OneTierTree
 from kvtrie.testing.store_contract import StoreContract
 from kvtrie.testing.stored_path import StoredPath
 from kvtrie.testing.tier_contract import LowerTierContract
 
-__all__ = ["EvictionPolicyContract", "LowerTierContract", "StoreContract", "StoredPath"]
+__all__ = ["EvictionPolicyContract", "LowerTierContract", "OneTierTree", "StoreContract", "StoredPath"]
