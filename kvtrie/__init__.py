@@ -3,8 +3,9 @@
     from kvtrie import PrefixCachedModel
 
 The parts are `kvtrie.api`, `kvtrie.chunk_kernels`, `kvtrie.store` and `kvtrie.prefix_tree`; in the repository they
-are the folders beside this one. `PrefixCachedModel` and the names around it are loaded when they are first used.
-An import of a module that has moved (`kvtrie.api.moved`) raises an error that says where it is now.
+are the folders beside this one. `kvtrie.testing` (`api/testing`) has contract suites for stores and policies of
+others. `PrefixCachedModel` and the names around it are loaded when they are first used. An import of a module by a
+former name (`kvtrie.api.moved`) raises an error that says its present one.
 """
 
 from __future__ import annotations
