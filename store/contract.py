@@ -19,7 +19,9 @@ class Store(Protocol):
 
     Every method may raise:
         StoreUnavailable: unreachable, past its deadline, or closed. A miss is never reported this way.
-        InputError: a key is not 1 to 64 bytes.
+        InputError: a key is not 1 to 64 bytes. `check_keys` raises it, before anything is stored.
+
+    `kvtrie.testing.StoreContract` checks an implementation, rule by rule.
     """
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:

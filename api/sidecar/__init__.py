@@ -1,4 +1,4 @@
-"""The sidecar: a cache process beside the model servers of one host, and the client that engines use.
+"""The sidecar: a cache process beside the model servers of one host. Its client is `kvtrie.api.tiers.sidecar_tier`.
 
-Nothing is imported here: `client` needs httpx, `serving` needs FastAPI and uvicorn, `address` neither.
+Nothing is imported here: `run_sidecar` needs FastAPI and uvicorn, the tree of records does not.
 """

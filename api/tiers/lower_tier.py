@@ -12,7 +12,7 @@ class LowerTier(Protocol):
     """Records by chunk key. Implemented over a store (in this process) and over a sidecar (HTTP).
 
     Never the reason a request fails: an outage raises `StoreError` within the deadline, and the caller
-    recomputes.
+    recomputes. `kvtrie.testing.LowerTierContract` checks an implementation, rule by rule.
     """
 
     def load(self, namespace: Namespace, keys: Sequence[bytes]) -> list[bytes]:
@@ -36,4 +36,7 @@ class LowerTier(Protocol):
         """Counters since start."""
 
     def close(self) -> None:
-        """Writes what it can within a short deadline, then lets go of connections and threads."""
+        """Writes what it can within a short deadline, then lets go of connections and threads. May be called twice.
+
+        Afterwards `load` raises StoreError or returns `[]`, and `offer` returns False.
+        """

@@ -12,12 +12,10 @@ from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar, SidecarConfig
 from kvtrie.api.trace import open_trace, replay
 from kvtrie.api.trace.policies import fresh_policy
 from kvtrie.api.traffic import recorder
-from kvtrie.prefix_tree import ChunkShape, Namespace
+from kvtrie.prefix_tree import Namespace
+from kvtrie.testing import StoredPath
 from tests.api.balance import CHUNK, complete, wrapped
-from tests.api.sidecar.conftest import Chain
 from tests.api.tiny_models import prompts, tiny_model
-
-SHAPE = ChunkShape(layers=1, kv_heads=1, chunk_tokens=4, key_dim=2, value_dim=2, dtype="float32")
 
 
 def test_an_engine_records_what_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +103,13 @@ def test_an_engine_s_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def chain() -> Callable[[list[int]], Chain]:
+def chain() -> Callable[[list[int]], StoredPath]:
     """Records of a path, in one namespace."""
-    return lambda tokens: Chain(Namespace("tenant:x", chunk_tokens=4), tokens, shape=SHAPE, store_key=None)
+    return lambda tokens: StoredPath(Namespace("tenant:x", chunk_tokens=4), tokens)
 
 
 def test_a_sidecar_records_its_gets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: Callable[[list[int]], Chain]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: Callable[[list[int]], StoredPath]
 ) -> None:
     monkeypatch.setenv("KVTRIE_TRACE", str(tmp_path / "trace"))
     sidecar = Sidecar(SidecarConfig(chunk_tokens=4))
