@@ -8,7 +8,12 @@ import re
 import pytest
 
 from kvtrie.api.byte_size import parse_bytes
-from kvtrie.api.traffic.recorder import DEFAULT_BYTES, SMALLEST_BYTES, TraceRecorder, recorder_from_environment
+from kvtrie.api.traffic.recorder import (
+    DEFAULT_BYTES,
+    SMALLEST_BYTES,
+    TraceRecorder,
+    recorder_from_environment,
+)
 from kvtrie.prefix_tree.checking import checks_wanted
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.store import store_key_from_environment
@@ -101,5 +106,5 @@ def test_errors_are_those_that_are_quoted(monkeypatch: pytest.MonkeyPatch) -> No
     for error in (check, key, log, limit, size):
         assert quoted(error) in text
     monkeypatch.setenv("KVTRIE_STORE_KEY", "")
-    with pytest.raises(InputError, match="^KVTRIE_STORE_KEY is empty"):
+    with pytest.raises(InputError, match=r"^KVTRIE_STORE_KEY is empty"):
         store_key_from_environment()
