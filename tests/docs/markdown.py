@@ -29,7 +29,8 @@ def rows(text: str) -> list[list[str]]:
     previous = ""
     for line in text.splitlines():
         if line.startswith("| ") and previous.startswith("|"):
-            tables.append([cell.strip() for cell in line.strip().strip("|").split(" | ")])
+            cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
+            tables.append([cell.strip() for cell in cells])
         previous = line
     return [row for row in tables if not set(row[0]) <= set("- |")]
 
