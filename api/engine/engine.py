@@ -44,7 +44,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock."""
+    """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock.
+
+    `PrefixCachedModel.engine` is one; there is seldom a reason to make another.
+
+    Args:
+        memory: pool and tree.
+        facts: the model, and what kvtrie knows of it.
+        identity: digests of the model.
+        config: limits of a step.
+        watch: is told of every request that has ended; default one that follows KVTRIE_TRACE.
+    """
 
     def __init__(
         self,
@@ -57,9 +67,9 @@ class Engine:
         self.memory = memory
         self.config = config or EngineConfig()
         self.lock = threading.RLock()
-        """Held whenever tree or pool change, and during every forward pass of the model."""
+        """Lock that is held while tree or pool change, and during every forward pass of the model."""
         self.watch = watch or TrafficWatch(memory.shape.chunk_tokens, "engine")
-        """Told of every request that is through."""
+        """Request log and what-if curves."""
         self._steps = StepRunner(
             memory,
             ModelRunner(facts, memory.pool, self.lock),
@@ -78,7 +88,7 @@ class Engine:
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
-        """Queues a request; `step` moves it on.
+        """Queues a request; calls of `step` compute it.
 
         Raises:
             InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or a
@@ -99,7 +109,7 @@ class Engine:
         return completion
 
     def check(self, tokens: TokenArray, max_new_tokens: int) -> None:
-        """Whether a prompt and its completion can be run at all.
+        """Checks that a prompt (int32 `[tokens]`) and a completion of `max_new_tokens` can be run.
 
         Raises:
             InputError: an empty prompt, a token outside the vocabulary, or more positions than the model has.
@@ -115,7 +125,7 @@ class Engine:
             )
 
     def discard(self, completions: list[Completion]) -> None:
-        """Cancels those still under way and gives back the KV of those that were prefilled."""
+        """Cancels those of `completions` that are under way, and frees the KV of those that were prefilled."""
         for completion in completions:
             if not completion.done:
                 completion.cancel()
@@ -140,11 +150,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting or running."""
+        """Whether no request is waiting or running."""
         return self._scheduler.idle
 
     def run(self) -> None:
-        """Steps until idle. Requests that fail carry their errors."""
+        """Steps until no request is waiting or running. The completion of a request that failed has its error."""
         waiting = wait_of_this_thread(None)
         try:
             self._waits.begin(waiting)
@@ -154,7 +164,7 @@ class Engine:
             self._waits.end(waiting)
 
     def wait(self, completions: list[Completion]) -> None:
-        """Steps until all of these are done; others move on with them. Those that fail carry their errors.
+        """Steps until all of `completions` are done; other requests advance too. One that failed has its error.
 
         Raises:
             InputError: one of them is not a request of this engine: it would never be done.
@@ -168,13 +178,13 @@ class Engine:
             self._waits.end(waiting)
 
     def step(self) -> None:
-        """One forward pass. A request that fails carries its error in its completion; others go on.
+        """Runs one forward pass. The completion of a request that fails has its error; other requests continue.
 
-        Where every request has to wait for memory that others hold, e.g. rows of `generate` in another thread, this
-        returns after a short sleep. A request for which no such thread can ever free any fails.
+        If every request waits for memory that is held elsewhere, e.g. by rows of `generate` in another thread, this
+        returns after a short sleep. A request fails if no such thread can ever free memory for it.
 
         A signal handler that raises, as on Ctrl-C, does so in the forward pass or at the end of the step. Requests
-        then are as they were before the pass, and the next step goes on with them.
+        then are as they were before the pass, and the next step computes the same rows again.
 
         Raises:
             InputError: called from inside a step, e.g. by a hook of the model.

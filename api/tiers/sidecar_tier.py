@@ -40,7 +40,7 @@ class SidecarTier:
     A forked process connects anew and starts new counts; its `close` does not touch its parent's.
 
     Args:
-        url: `http://host:port` or `unix:///path`.
+        url: `http://host:port`, `https://host:port` (a proxy's) or `unix:///path`.
         api_key: a tenant's key; default KVTRIE_API_KEY. A sidecar without tenants needs none.
         shared_scopes: names of shared scopes to use; each must be among the tenant's `reads`.
         deadline_seconds: longest time of each call, connecting included.
