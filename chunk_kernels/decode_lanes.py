@@ -6,7 +6,7 @@ so that a plan made for whole slots stays right while they fill. When a sequence
 the planner is patched and the plan goes up again, in one transfer from pinned memory:
 
     int64  ids | positions | first chunk of the tail        [lanes] each
-    int32  tails [lanes, TAIL_CHUNKS] | packed plan (launch_plan.Sizes)
+    int32  tails [lanes, TAIL_CHUNKS] | packed plan (launch_items.Sizes)
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class LaunchPlan:
     order: Tensor
     """`[rows]`: the caller's row of each plan row."""
     merge_index: Tensor
-    """`[sequences, 2]`: first merge and number of merges of each sequence."""
+    """`[sequences, 2]`: first merge and number of merges of each sequence, and of each idle row."""
     merges: Tensor
     """`[merges, MERGE_FIELDS]`"""
     slots: Tensor

@@ -245,7 +245,9 @@ class PrefixCachedModel(ModelAttributes):
         seen = 0
         try:
             text = TextStream(self.tokenizer, prompt) if as_text else None
+            # 1. An empty piece, so that the `finally` below is reached however early the stream is left.
             yield ""
+            # 2. Step until there are new tokens, and yield them.
             while True:
                 while not completion.done and len(completion.tokens) == seen:
                     self.engine.step()
@@ -257,6 +259,7 @@ class PrefixCachedModel(ModelAttributes):
                     yield piece
                 if completion.done and seen == len(completion.tokens):
                     break
+            # 3. The request's error, or the end of the text: bytes of a character that was not completed.
             if completion.error is not None:
                 raise completion.error
             if text is not None and (rest := text.finish()):
