@@ -51,6 +51,7 @@ def test_every_word_has_a_meaning() -> None:
     assert all(len(cells) == 3 and cells[1] for cells in glossary)
     words = {word for cells in glossary for word in cells[0].split(", ")}
     wanted = (
-        "chunk node path leaf run column slot lease pin claim tier record scope ghost tombstone namespace"
+        "KV chunk node path leaf root graft run column slot lease pin hold claim pending published tier residence "
+        "record partial scope share quota policy ghost tombstone namespace sequence row step"
     )
     assert set(wanted.split()) <= words
