@@ -5,11 +5,12 @@ tokens as the step's budget allows. Sequences join and leave at any step. The wa
 
     submit -> waiting --admit: match, load, lease, claim--> running --commit, sample--> done
                  ^  \\_ waits while another request computes the same chunks (holds no slots)
-                 └── preempted: memory is short, the youngest gives up its slots and starts over
+                 └── preempted: memory is short, the youngest loses its slots and starts over
 
-Whatever a request raises, from its admission to its last token, ends that request: its completion has the error,
-its slots, lease and claim are given back, and the others go on. So `step`, `run` and `wait` do not raise it. They
-raise what is no request's: an interrupt of the caller's thread, or a broken invariant. No request ends with that.
+An error that a request raises, from its admission to its last token, ends that request: its completion has the
+error, its slots, lease and claim are given back, and other requests continue. So `step`, `run` and `wait` do not
+raise it. They raise what no request is the cause of: an interrupt of the caller's thread, or a broken invariant;
+that ends no request.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhauste
 from kvtrie.prefix_tree.keys import TokenArray
 
 _LOOK_SECONDS = 0.02
-"""How often a step looks whether memory that others hold has become free, when nothing else can be done."""
+"""Pause between two looks whether memory held elsewhere has become free, while nothing else can be done."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,12 +80,12 @@ class Engine:
         self._is_stepping = False
         self._holders = HandedOver(self._make_way)
         self._waits = Waits()
-        """Calls of `wait` and `run` under way."""
+        """Calls of `wait` and `run` that are under way."""
         self._scheduler = Scheduler(
             memory, self.config, self._steps, self._holders, self._waits, self._finish
         )
         self._orphans: list[SequenceKV] = []
-        """To be closed at the next step."""
+        """Sequences to be closed at the next step."""
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
@@ -129,8 +130,8 @@ class Engine:
         for completion in completions:
             if not completion.done:
                 completion.cancel()
-        # So only where a garbage collection has come to a stream: the tree may be in the middle of a change, and
-        # the next step drops it.
+        # True only if a garbage collection ends a stream inside a step: the tree may be in the middle of a change,
+        # so the next step drops the sequence.
         is_inside = self._is_locked_here()
         with self.lock, HeldInterrupts():
             for completion in completions:
@@ -213,7 +214,7 @@ class Engine:
         try:
             self._ownership.notify_all()
         except RuntimeError:
-            # What a condition says to whoever does not hold its lock.
+            # A condition raises this if the thread does not hold its lock.
             return False
         return True
 
@@ -263,7 +264,7 @@ class Engine:
                 raise
 
     def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
-        """What a forward pass computed for one job."""
+        """Takes over one job's results of a forward pass, or ends the job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
             error: Exception = InputError(
                 "the model's weights or adapters changed while this request was under way; nothing of "
@@ -280,7 +281,7 @@ class Engine:
         self._finish(job, "error", error, poisoned=True)
 
     def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
-        """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
+        """Commits the KV of a finite forward pass, and samples once the whole prompt has KV."""
         assert job.kv is not None
         start = job.kv.context_tokens
         job.kv.commit(job.tokens[start : start + rows])
@@ -305,7 +306,7 @@ class Engine:
     def _finish(
         self, job: Job, reason: str, error: Exception | None = None, *, poisoned: bool = False
     ) -> None:
-        """Ends a job and gives back what it holds, or hands it over."""
+        """Ends a job. Gives back its memory, or hands it over after a `prefill_only` request."""
         completion = job.completion
         kv, job.kv = job.kv, None
         self._scheduler.remove(job, was_running=kv is not None)
@@ -322,7 +323,7 @@ class Engine:
             reason = "error"
         completion.error = error
         completion.finished_at = time.perf_counter()
-        # Last: whoever waits for it in another thread may look at it from now on.
+        # Last: a thread that waits for it may read the completion from now on.
         completion.finish_reason = reason
         if kv is not None:
             try:

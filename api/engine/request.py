@@ -127,7 +127,7 @@ class Job:
         self.awaits: Node | None = None
         """The chunk another request is computing for this one too."""
         self.sampler: Sampler | None = None
-        """Made at the first token; it survives preemption, so that draws are not repeated."""
+        """Made at the first token, and kept through preemptions, so that draws are not repeated."""
 
     @property
     def to_compute(self) -> int:
