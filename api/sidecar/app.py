@@ -38,9 +38,9 @@ _BESIDE_BYTES = 1 << 20
 
 
 def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:
-    """The sidecar as an ASGI application; `sidecar` stays the caller's to close.
+    """The sidecar as an ASGI application. The caller closes `sidecar`.
 
-    `connections` is where the server enters its connections; left out, they are neither counted nor bounded.
+    The server enters its connections in `connections`; without one they are neither counted nor bounded.
     """
     # 1. What all requests share: limits, keys, room for bodies.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -95,7 +95,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
             }
         )
 
-    # 3. What there is to see, and whether the sidecar is well.
+    # 3. The tree, figures and health.
     @app.get("/v1/tree")
     async def tree(request: Request) -> Response:
         visible = door.caller(request).visible()

@@ -185,12 +185,12 @@ class _Counts:
 
 @dataclass(slots=True)
 class _Known:
-    """What the writer remembers of a namespace."""
+    """Memory of the writer about one namespace."""
 
     name: bytes | None = None
     """Its namespace record, to send again to a sidecar that has lost it."""
     last_bytes: int = 0
-    """Length of its last chunk record, and so of the next."""
+    """Length of its last chunk record, and so of its next one."""
 
 
 class _Writer:
@@ -225,8 +225,7 @@ class _Writer:
         return namespace + key + self._numbers[scope]
 
     def known(self, namespace: bytes) -> _Known:
-        """What is remembered of a namespace. The `_MOST_NAMESPACES` namespaces that were offered to last are
-        remembered."""
+        """Entry of a namespace. The `_MOST_NAMESPACES` namespaces that were offered to last have one."""
         # Removed and inserted again at the end: no step fails if two threads offer at once.
         known = self._known[namespace] = self._known.pop(namespace, _Known())
         if len(self._known) > _MOST_NAMESPACES:
