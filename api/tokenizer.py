@@ -1,4 +1,4 @@
-"""Between token ids and text: whichever tokenizer the user names, or ids alone."""
+"""Tokenizers of the CLI, by the name that the user gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEKKEN_FILE = "tekken_240911.json"
 
 
 class Tokenizer(Protocol):
-    """What the CLI needs of a tokenizer."""
+    """A tokenizer, as the CLI uses one."""
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
         """Token ids of `text`, with or without the special tokens that a prompt gets by default.
@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `name` is: see `TOKENIZER_HELP`.
+    """Opens a tokenizer by its name: see `TOKENIZER_HELP`.
 
     Raises:
         InputError: there is none of that name, or it cannot be read.

@@ -25,7 +25,7 @@ class KvtrieError(Exception):
 
 
 class InputError(KvtrieError, ValueError):
-    """What the caller passed cannot work; the message names the value and the way out."""
+    """A value that the caller passed cannot work; the message names the value and the way out."""
 
 
 class UnsupportedModel(InputError):

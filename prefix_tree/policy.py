@@ -13,10 +13,12 @@ from kvtrie.prefix_tree.node import Residence
 
 
 class EvictionPolicy(Protocol):
-    """Orders one tier's evictable residences. A residence that stops being evictable may stay queued
-    until `victim` reaches it: that keeps leases and touches O(1).
+    """Orders one tier's evictable residences: leaves that no lease and no pin holds.
 
-    `kvtrie.testing.EvictionPolicyContract` checks an implementation, rule by rule.
+    A residence that stops being evictable may stay queued until `victim` reaches it and drops it
+    (`Residence.evictable`): that keeps leases and touches O(1). Methods are called under the owner's lock. If one
+    raises, the tier evicts by LRU from then on. `kvtrie.testing.EvictionPolicyContract` checks an implementation, rule
+    by rule.
     """
 
     def add(self, residence: Residence) -> None:
@@ -42,4 +44,4 @@ class EvictionPolicy(Protocol):
         """Takes out the residence to evict next, which is `evictable`, or returns None when there is none."""
 
     def __contains__(self, residence: Residence) -> bool:
-        """Whether it is queued: every evictable residence of the tier is."""
+        """Whether a residence is queued, as every evictable residence of the tier is."""

@@ -1,4 +1,4 @@
-"""A frozen picture of a tree: what `dump`, `explain` and `stats` read, whatever it was taken from.
+"""A snapshot of a tree: the document that `dump`, `explain` and `stats` read, whatever it was taken from.
 
 The engine, the sidecar and a store full of records all yield this one document, so the CLI renders
 it without knowing where it came from. JSON in and out; no code in the data.

@@ -35,13 +35,13 @@ class Store(Protocol):
         """
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Forgets `keys`; how many of them there were."""
+        """Deletes `keys`; returns how many of them were stored."""
 
     def scan(self) -> Iterator[bytes]:
         """Every key, in no order. A key written or deleted meanwhile may be missing, or repeated."""
 
     def close(self) -> None:
-        """Gives back connections and memory. May be called twice."""
+        """Ends connections and frees memory. May be called twice."""
 
 
 def check_keys(keys: Iterable[bytes]) -> None:

@@ -20,6 +20,7 @@ def explanation_text(found: Explanation, tokenizer: Tokenizer | None, hint: str 
 
 
 def _lines(found: Explanation, tokenizer: Tokenizer | None, hint: str | None) -> Iterator[tuple[str, str]]:
+    # 1. The prompt, and how much of it is cached.
     chunks, rest = divmod(found.prompt_tokens, found.chunk_tokens)
     unit = f"{shown_count(chunks, 'whole chunk')} of {found.chunk_tokens}"
     yield (
@@ -38,9 +39,11 @@ def _lines(found: Explanation, tokenizer: Tokenizer | None, hint: str | None) ->
         where = ", ".join(f"{count} in {name_text(tier)}" for tier, count in found.tiers.items())
         through = ", ".join(map(name_text, found.through))
         yield "", f"chunks: {where}; of {through}"
+    # 2. Why no more is cached.
     yield "verdict", f"{found.verdict}: {VERDICTS[found.verdict]}"
     if found.divergence is not None:
         yield from _divergence_lines(found.divergence, tokenizer)
+    # 3. The evidence: other namespaces, an eviction, a gap, a computation under way.
     for other in found.elsewhere[:_MOST_ELSEWHERE]:
         yield from _elsewhere_lines(other, found)
     if (more := len(found.elsewhere) - _MOST_ELSEWHERE) > 0:
@@ -66,6 +69,7 @@ def _lines(found: Explanation, tokenizer: Tokenizer | None, hint: str | None) ->
         )
         since = shown_seconds(busy.seconds)
         yield "computing", f"{which} ({busy.tokens} tokens), for {since} so far"
+    # 4. What to ask next.
     if found.scopes:
         yield "scopes", ", ".join(map(name_text, found.scopes))
     if hint is not None:

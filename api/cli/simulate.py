@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays, and prints what came of it."""
+    """Replays the traces, and prints the results."""
+    # 1. What can be wrong is found before anything is replayed.
     capacities = parse_capacities(args.capacity)
     policies = _policies(args.policy)
     token_bytes = None if args.model_config is None else kv_bytes_per_token(args.model_config)
@@ -71,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
     traces = _named_apart([open_trace(path, args.block_tokens, encode) for path in args.traces])
     block_bytes = [None if token_bytes is None else token_bytes * trace.block_tokens for trace in traces]
     for trace, size_bytes in zip(traces, block_bytes):
-        # A capacity that means nothing is said at once, and not after a minute.
+        # A capacity that this trace or model has no meaning for.
         for capacity in capacities:
             capacity.in_blocks(trace.unique_blocks, size_bytes)
+    # 2. Each trace, under each policy and capacity.
     replays = len(policies) * len(capacities)
     with _progress(sum(map(len, traces)) * replays) as advance:
         simulation = joined(
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 for trace in traces
             ]
         )
+    # 3. The results.
     if args.plot is not None:
         plot_simulation(simulation, args.plot)
     if args.format == "json":

@@ -22,7 +22,7 @@ class DemoModel:
 
 
 def random_llama() -> DemoModel:
-    """Made on the spot, the same every time: the text is noise, the work is that of a real model."""
+    """A random model, the same every time: its text is noise, its work is that of a real model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the demo asks: system prompts by tenant and users' messages, shipped or from a file."""
+"""Requests of the demo: system prompts by tenant and users' messages, shipped or from a file."""
 
 from __future__ import annotations
 

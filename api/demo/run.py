@@ -151,7 +151,7 @@ def _tenant_name(name: str) -> str:
 
 
 class _FirstToken:
-    """A streamer that notes when the first new token came."""
+    """A streamer that notes the time of the first new token."""
 
     def __init__(self) -> None:
         self.at: float | None = None

@@ -26,7 +26,7 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whose request it is, and what is known about its namespace."""
+    """The scope of a request, and known fields of its namespace."""
 
     scope: str | None = None
     """Scope of the request's tenant; None asks about the whole snapshot."""
@@ -88,7 +88,7 @@ class EvictionEvidence:
     """Unix seconds."""
     seconds_ago: float
     chunks: int
-    """How many of the prompt's chunks have a tombstone."""
+    """Number of the prompt's chunks that have a tombstone."""
 
 
 @dataclass(frozen=True, slots=True)

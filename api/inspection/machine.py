@@ -1,4 +1,4 @@
-"""Which packages, devices and programs that kvtrie can use this machine has, found without heavy imports.
+"""Packages, devices and programs of this machine that kvtrie can use, found without heavy imports.
 
 torch alone takes seconds to import, so versions are read from package metadata, and torch is imported
 only where the machine has a GPU to ask it about.
@@ -61,7 +61,7 @@ class Finding:
 
     name: str
     found: str
-    """What was found; empty if it is missing."""
+    """Version, name or place of it; empty if it is missing."""
     is_ok: bool
     is_needed: bool
     """Whether the core does not work without it, or it was asked for."""

@@ -1,4 +1,4 @@
-"""The sidecar: a cache process beside the model servers of one host. Its client is `kvtrie.api.tiers.sidecar_tier`.
+"""The sidecar: a cache process beside the model servers of one host. Its client is `api/tiers/sidecar_tier.py`.
 
-Nothing is imported here: `run_sidecar` needs FastAPI and uvicorn, the tree of records does not.
+Nothing is imported here: `app` and `run_sidecar` need FastAPI and uvicorn, `sidecar` does not.
 """

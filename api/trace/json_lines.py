@@ -1,4 +1,4 @@
-"""Lines of a plain or gzipped file, each with its number, and what is wrong with one in one sentence."""
+"""Lines of a plain or gzipped file, each with its number, and errors about one of them."""
 
 from __future__ import annotations
 
