@@ -17,8 +17,8 @@ class EvictionPolicy(Protocol):
 
     A residence that stops being evictable may stay queued until `victim` reaches it and drops it
     (`Residence.evictable`): that keeps leases and touches O(1). Methods are called under the owner's lock. If one
-    raises, the tier evicts by LRU from then on. `kvtrie.testing.EvictionPolicyContract` checks an implementation, rule
-    by rule.
+    raises, the tier evicts by LRU from then on. `kvtrie.testing.EvictionPolicyContract` checks an implementation,
+    rule by rule.
     """
 
     def add(self, residence: Residence) -> None:

@@ -11,10 +11,10 @@ from kvtrie.prefix_tree.namespace import Namespace
 class LowerTier(Protocol):
     """Records by chunk key, below the device. Implemented over a store (in this process) and a sidecar (HTTP).
 
-    No request fails because of a tier: an outage raises `StoreError` within the deadline, and on an error of any kind
-    the engine computes what the tier would have given. Chunk keys are 16 bytes, records are as `docs/records.md` has
-    them. Methods are called from several threads. `kvtrie.testing.LowerTierContract` checks an implementation, rule by
-    rule.
+    No request fails because of a tier: an outage raises `StoreError` within the deadline, and on an error of any
+    kind the engine computes what the tier would have given. Chunk keys are 16 bytes, records are as
+    `docs/records.md` has them. Methods are called from several threads. `kvtrie.testing.LowerTierContract` checks
+    an implementation, rule by rule.
     """
 
     def load(self, namespace: Namespace, keys: Sequence[bytes]) -> list[bytes]:
