@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -28,6 +31,47 @@ def quoted(text: str) -> str:
 def shortened(text: str, width: int) -> str:
     """At most `width` characters of `text`, with an ellipsis where some are missing."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is, or `COLUMNS`; None if it is a file or a pipe."""
+    try:
+        is_terminal = sys.stdout.isatty()
+    # Closed.
+    except ValueError:
+        return None
+    return shutil.get_terminal_size().columns if is_terminal else None
+
+
+def fitted(line: str, columns: int) -> str:
+    """At most `columns` cells of a line, with an ellipsis where some are missing."""
+    if len(line) * 2 <= columns or sum(map(_cells, line)) <= columns:
+        return line
+    ellipsis = "…" if speaks_unicode() else "..."
+    room = columns - len(ellipsis)
+    kept = 0
+    for char in line:
+        room -= _cells(char)
+        if room < 0:
+            break
+        kept += 1
+    return (line[:kept] + ellipsis)[:columns]
+
+
+def wrapped(line: str, columns: int, indent: int) -> str:
+    """A line as several of at most `columns` characters, the later ones indented; cut between words."""
+    if len(line) <= columns:
+        return line
+    # Spaces within the line are kept: two of them part one fact from the next.
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            max(columns, indent + 20),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    )
 
 
 def name_text(name: str, width: int = 60) -> str:
@@ -65,6 +109,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
     )
+
+
+def _cells(char: str) -> int:
+    """Columns that a terminal needs for a character."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
 def _hex(char: str) -> str:
