@@ -14,8 +14,8 @@ def read_json(text: str | bytes) -> Any:
     """The value that `text` is, in UTF-8 where it is bytes.
 
     Raises:
-        InputError: it is not JSON. The message is a predicate, such as `is not JSON: cut off after column 7`: put the
-            name of the file before it.
+        InputError: it is not JSON. The message is a predicate, such as `is not JSON: cut off after column 7`, for
+            the name of the file to be put before it.
     """
     # 1. Text.
     if isinstance(text, bytes):

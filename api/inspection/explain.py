@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from kvtrie.api.close_names import close_names
 from kvtrie.api.inspection.advice import advise
-from kvtrie.api.inspection.close_names import close_names
 from kvtrie.api.inspection.divergence import find_divergence, with_change
 from kvtrie.api.inspection.explanation import (
     Computing,
