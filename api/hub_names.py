@@ -6,6 +6,7 @@ the hub does not answer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kvtrie.prefix_tree.errors import InputError
 TIMEOUT_SECONDS = 5.0
 _FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 """A cached repository has at least one of these."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 _FILE_ENDINGS = (".json", ".model", ".gguf")
 
 
@@ -30,15 +32,9 @@ def is_held_here_alone(name: str, what: str, built_in: Collection[str] = ()) -> 
     """
     from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     # 1. A path, rather than the name of a repository.
-    try:
-        validate_repo_id(name)
-        is_path = name.startswith(("~", ".")) or name.endswith(_FILE_ENDINGS)
-    except HFValidationError:
-        is_path = True
-    if is_path:
+    if not _REPOSITORY.fullmatch(name) or name.endswith(_FILE_ENDINGS):
         raise _missing(name, what, "no such file or folder", built_in)
     # 2. The hub is asked once, unless it must not be.
     here = "no such folder, and not in Hugging Face's cache"
@@ -48,6 +44,10 @@ def is_held_here_alone(name: str, what: str, built_in: Collection[str] = ()) -> 
         try:
             HfApi().model_info(name, timeout=TIMEOUT_SECONDS)
             return False
+        except HFValidationError:
+            raise _missing(
+                name, what, "no such file or folder, and no name that the hub could have", built_in
+            ) from None
         except HfHubHTTPError as error:
             status = error.response.status_code
             absent = status in (401, 403, 404)

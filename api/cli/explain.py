@@ -19,6 +19,11 @@ from kvtrie.api.inspection.explanation import VERDICTS, Explanation, Question
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "say why a prompt missed the cache, or how much of it hit"
+EXAMPLES = (
+    "kvtrie explain tree.json --scope acme --text-file prompt.txt --tokenizer tekken",
+    "kvtrie explain tree.json --scope acme --tokens @ids.json --prefill-rate 700",
+    "kvtrie explain --url http://127.0.0.1:7070 --tokens 1,2,3 --expect kv_dtype=bfloat16",
+)
 FORMAT = "kvtrie-explanation"
 VERSION = 1
 
@@ -27,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `explain`."""
     add_source_arguments(parser)
     add_prompt_arguments(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
     parser.add_argument("--scope", metavar="NAME", help="whose request it is: tenant:acme, or acme")
     parser.add_argument(
         "--shared", metavar="NAME", action="append", default=[], help="a shared scope it may read; repeatable"

@@ -27,7 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def add_server_arguments(parser: argparse._ActionsContainer) -> None:
     """`--url` with its key, and `--store`."""
     parser.add_argument("--url", help="a running sidecar: http://HOST:PORT or unix:///PATH")
-    parser.add_argument("--api-key", help="key for --url (default: KVTRIE_API_KEY)")
+    parser.add_argument("--api-key", metavar="KEY", help="key for --url (default: KVTRIE_API_KEY)")
     parser.add_argument(
         "--store", metavar="URL", help="records in a store: redis://HOST:PORT/DB, ..., or memory"
     )

@@ -14,6 +14,11 @@ from kvtrie.api.inspection.snapshot_stats import SnapshotStats, snapshot_stats
 from kvtrie.api.traffic.what_if import from_counters, without_what_if
 
 HELP = "count what a tree holds: tiers, scopes, sharing, hits, evictions"
+EXAMPLES = (
+    "kvtrie stats tree.json",
+    "kvtrie stats --url unix:///run/kvtrie.sock --what-if",
+    "kvtrie stats --store redis://127.0.0.1:6379/0 --format json",
+)
 FORMAT = "kvtrie-stats"
 VERSION = 1
 
@@ -24,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what-if", action="store_true", help="what each scope's hit ratio would be with other memory"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:

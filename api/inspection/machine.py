@@ -50,6 +50,7 @@ PACKAGES = (
     Package("uvicorn", False, "the sidecar"),
     Package("httpx", False, "the sidecar's client"),
     Package("rich", False, "the progress of `kvtrie trace simulate`"),
+    Package("shtab", False, "`kvtrie completion`"),
     Package("matplotlib", False, "`kvtrie trace simulate --plot`"),
 )
 """Packages kvtrie can use; `tested_versions.json` has each."""
