@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
 import unicodedata
 from collections.abc import Sequence
 
+_BETWEEN_FACTS = re.compile(r"(?<=\S)  (?=\S)")
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -59,19 +61,20 @@ def fitted(line: str, columns: int) -> str:
 
 
 def wrapped(line: str, columns: int, indent: int) -> str:
-    """A line as several of at most `columns` characters, the later ones indented; cut between words."""
+    """A line as several of at most `columns` characters, the later ones indented.
+
+    It is cut between facts, which two spaces part, and within one between words only if it is too long by itself.
+    """
     if len(line) <= columns:
         return line
-    # Spaces within the line are kept: two of them part one fact from the next.
-    return "\n".join(
-        textwrap.wrap(
-            line,
-            max(columns, indent + 20),
-            subsequent_indent=" " * indent,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    )
+    lines = [""]
+    for fact in _BETWEEN_FACTS.split(line):
+        longer = f"{lines[-1]}  {fact}" if lines[-1] else fact
+        if lines[-1] and len(longer) > columns:
+            lines.append(" " * indent + fact)
+        else:
+            lines[-1] = longer
+    return "\n".join(part for long in lines for part in _words_wrapped(long, columns, indent))
 
 
 def name_text(name: str, width: int = 60) -> str:
@@ -108,6 +111,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
+
+
+def _words_wrapped(line: str, columns: int, indent: int) -> list[str]:
+    return textwrap.wrap(
+        line,
+        max(columns, indent + 20),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 
 from kvtrie.api.cli.console import terminal_width, write
+from kvtrie.api.cli.explanation_text import unknown_scope_text
 from kvtrie.api.cli.scope_name import tenant_scope
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
 from kvtrie.api.cli.tree_dot import tree_dot
 from kvtrie.api.cli.tree_text import tree_text
 from kvtrie.api.inspection.snapshot_filter import only_depth, only_hottest, only_scope
+from kvtrie.api.inspection.unknown_scope import unknown_scope
 from kvtrie.api.tokenizer import TOKENIZER_HELP, open_tokenizer
 from kvtrie.prefix_tree.errors import InputError
 
@@ -54,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     whole = read_snapshot(args)
     if args.scope is not None:
         # The rest is out of sight from here on: counts of what is not shown must not tell of it.
-        whole = only_scope(whole, tenant_scope(whole, args.scope))
+        scope = tenant_scope(whole, args.scope)
+        unknown = unknown_scope(whole, scope)
+        whole = only_scope(whole, scope)
+    else:
+        unknown = None
     shown = whole
     if args.top is not None:
         shown = only_hottest(shown, args.top)
@@ -69,4 +75,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         columns = terminal_width() if args.width is None else args.width
         write(tree_text(shown, whole, tokenizer=tokenizer, expand=args.expand, columns=columns))
+        if unknown is not None:
+            write(unknown_scope_text(unknown))
     return 0

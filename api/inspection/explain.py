@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from kvtrie.api.close_names import close_names
 from kvtrie.api.inspection.advice import advise
 from kvtrie.api.inspection.divergence import find_divergence, with_change
 from kvtrie.api.inspection.explanation import (
@@ -26,6 +25,7 @@ from kvtrie.api.inspection.explanation import (
     UnknownScope,
 )
 from kvtrie.api.inspection.snapshot_match import SnapshotIndex, StoredMatch, reach
+from kvtrie.api.inspection.unknown_scope import unknown_scope
 from kvtrie.prefix_tree.keys import as_tokens, chunk_keys
 from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, TombstoneView
 
@@ -187,10 +187,10 @@ class _Inquiry:
 
     def _unknown_scopes(self) -> Iterator[UnknownScope]:
         asked = [] if self._question.scope is None else [self._question.scope]
-        known = {*self._scopes(), *(stone.scope for stone in self._snapshot.tombstones)}
         for scope in dict.fromkeys([*asked, *self._question.shared_scopes]):
-            if scope not in known:
-                yield UnknownScope(scope, close_names(scope, known))
+            unknown = unknown_scope(self._snapshot, scope)
+            if unknown is not None:
+                yield unknown
 
     # ---- evidence
 

@@ -141,7 +141,12 @@ class TestFitted:
         monkeypatch.setattr("kvtrie.api.cli.console.speaks_unicode", lambda: True)
         assert fitted(line, columns) == cut
 
+    def test_lines_are_wrapped_between_facts(self):
+        line = "label      one  two two two  three three three"
+        assert wrapped(line, 32, 4) == "label      one  two two two\n    three three three"
+        assert wrapped(line, 100, 4) == line
+
     def test_words_are_wrapped_whole(self):
-        assert wrapped("label  one two three four five six", 29, 7) == (
-            "label  one two three four\n       five six"
+        assert wrapped("label: one two three four five six", 29, 7) == (
+            "label: one two three four\n       five six"
         )
