@@ -98,7 +98,7 @@ def _report(result: DemoResult) -> str:
             table(rows),
             "",
             "TTFT: median time to first token of each tenant's requests after its first",
-            f"tokens: {cached} of {prompt} prompt tokens served from the cache ({cached / prompt:.0%})",
+            f"tokens: {cached:,} of {prompt:,} prompt tokens served from the cache ({cached / prompt:.0%})",
             f"memory: {shown_bytes(result.kv_bytes)} of KV, {shown_bytes(result.unshared_kv_bytes)} unshared "
             f"({result.unshared_kv_bytes / max(1, result.kv_bytes):.1f}x)",
         ]

@@ -13,6 +13,7 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, PinView, Snapshot
 PREVIEW_TOKENS = 32
 """Tokens decoded for a preview."""
 PREVIEW_IDS = 6
+PREVIEW_CHARACTERS = 48
 
 
 def span_text(snapshot: Snapshot, segment: Segment) -> str:
@@ -23,7 +24,7 @@ def span_text(snapshot: Snapshot, segment: Segment) -> str:
     return f"{chunks} [{(first.depth - 1) * chunk_tokens}:{last.depth * chunk_tokens})"
 
 
-def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48) -> str:
+def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = PREVIEW_CHARACTERS) -> str:
     """The beginning of `tokens`, as quoted text or as ids."""
     if tokenizer is None:
         shown = ", ".join(map(str, tokens[:PREVIEW_IDS]))
@@ -35,7 +36,7 @@ def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48)
 
 
 def segment_text(
-    segment: Segment, tokenizer: Tokenizer | None, shared_tokens: int = 0, width: int = 48
+    segment: Segment, tokenizer: Tokenizer | None, shared_tokens: int = 0, width: int = PREVIEW_CHARACTERS
 ) -> str:
     """The beginning of a segment's tokens; `shared_tokens` that a neighbour begins with too are left out."""
     tokens: list[int] = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from kvtrie.api.cli.console import fitted, name_text, speaks_unicode, wrapped
 from kvtrie.api.cli.node_text import (
+    PREVIEW_CHARACTERS,
     common_fields,
     facts,
     field_facts,
@@ -24,7 +25,6 @@ _UNICODE = ("├── ", "└── ", "│   ", "    ")
 _ASCII = ("|-- ", "`-- ", "|   ", "    ")
 
 
-_PREVIEW_CHARACTERS = 48
 _LEAST_PREVIEW_CHARACTERS = 16
 """A preview is made no shorter than this to make room for what follows it on the line."""
 
@@ -91,8 +91,11 @@ def _branch_lines(
             after = facts(shown, segment)
             if more := hidden[segment[-1].id]:
                 after.append(f"+{more} not shown below")
-            room = _preview_room(columns, "  ".join([*before, f"…+{shared} " * bool(shared) + '""', *after]))
-            yield "  ".join([*before, segment_text(segment, tokenizer, shared, room), *after])
+            line = "  ".join([*before, segment_text(segment, tokenizer, shared), *after])
+            if columns is not None and len(line) > columns:
+                room = max(_LEAST_PREVIEW_CHARACTERS, PREVIEW_CHARACTERS - (len(line) - columns))
+                line = "  ".join([*before, segment_text(segment, tokenizer, shared, room), *after])
+            yield line
             lead, above, shared = below, owner, 0
         pending.extend(
             (child, below, i == len(branch.children) - 1, above, branch.shared_tokens(i))
@@ -103,13 +106,6 @@ def _branch_lines(
 def _wrapped(line: str, columns: int | None) -> list[str]:
     """Facts about a model are wrapped and not cut: there is one such line, or one for each namespace."""
     return [line] if columns is None else wrapped(line, columns, 4).splitlines()
-
-
-def _preview_room(columns: int | None, others: str) -> int:
-    """Characters of a line's preview, which shares the line with `others`."""
-    if columns is None:
-        return _PREVIEW_CHARACTERS
-    return min(_PREVIEW_CHARACTERS, max(_LEAST_PREVIEW_CHARACTERS, columns - len(others)))
 
 
 def _totals(shown: Snapshot, whole: Snapshot) -> Iterator[str]:

@@ -39,6 +39,7 @@ PACKAGES = (
     Package("xxhash", True, "chunk keys"),
     Package("triton", False, "the GPU kernels; comes with torch for GPUs"),
     Package("transformers", False, "PrefixCachedModel, tokenizers by name"),
+    Package("huggingface-hub", False, "models and tokenizers by name"),
     Package("tokenizers", False, "tokenizers by file"),
     Package("peft", False, "adapters of a wrapped model"),
     Package("mistral-common", False, "tekken tokenizers"),
