@@ -12,7 +12,7 @@ from kvtrie.prefix_tree.read_json import read_json
 PROMPTS = Path(__file__).parent / "prompts"
 """`<tenant>.md` and `requests.jsonl`; in the repository a link to `examples/prompts`."""
 
-_FORM = 'each line must be an object with the texts "tenant", "system" and "user"'
+_FORM = 'must be an object with the texts "tenant", "system" and "user"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ def read_requests(path: Path) -> list[ChatRequest]:
         try:
             said = read_json(line)
         except InputError as error:
-            raise InputError(f"{path} line {number} {error}; {_FORM}") from None
+            raise InputError(f"{path} line {number} {error}; each line {_FORM}") from None
         fields = ("tenant", "system", "user")
         if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in fields):
-            raise InputError(f"{path} line {number} is not a request; {_FORM}")
+            raise InputError(f"{path} line {number} {_FORM}")
         requests.append(ChatRequest(*(said[name] for name in fields)))
     if not requests:
-        raise InputError(f"{path} holds no requests; {_FORM}")
+        raise InputError(f"{path} holds no requests; each line {_FORM}")
     return requests

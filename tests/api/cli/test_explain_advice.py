@@ -218,6 +218,14 @@ class TestOtherAdvice:
         assert (found["elsewhere"], found["advice"]) == ([], [])
         assert "bolt" not in text
 
+    def test_the_same_prompt_of_another_tenant_as_an_operator_sees_it(self, scene, ask):
+        scene.put(scene.root("tenant:bolt"), [*A, *B])
+        scene.put(scene.root("tenant:acme", salt="s"), [*A, *C])
+        found, text = ask([*A, *B, 1], "--expect", "salt=s", scope=None)
+        # 8 tokens there, 4 here.
+        assert advice_of(found) == [("share", 4)]
+        assert "put the common prompt into a shared scope" in text
+
     def test_evicted(self, scene, ask):
         scene.put(scene.root(), [*A, *B, *C])
         scene.tree.evict(0, 2000, "least recently used")

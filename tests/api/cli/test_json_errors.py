@@ -106,8 +106,8 @@ def test_a_namespace_document(scene, kvtrie, tmp_path, text, problem):
     ("line", "problem"),
     [
         ('{"tenant": "a", ', "line 2 is not JSON: cut off after column "),
-        ('{"tenant": "a", "user": "b"}', "line 2 is not a request"),
-        ("[]", "line 2 is not a request"),
+        ('{"tenant": "a", "user": "b"}', "line 2 must be an object"),
+        ("[]", "line 2 must be an object"),
     ],
 )
 def test_a_line_of_the_demos_input(kvtrie, tmp_path, line, problem):
@@ -116,4 +116,4 @@ def test_a_line_of_the_demos_input(kvtrie, tmp_path, line, problem):
     ran = kvtrie("demo", "--input", str(path))
     assert ran.code == 2
     assert problem in ran.err
-    assert 'each line must be an object with the texts "tenant", "system" and "user"' in ran.err
+    assert 'must be an object with the texts "tenant", "system" and "user"' in ran.err
