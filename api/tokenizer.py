@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvtrie.api.hub_names import is_held_here_alone
 from kvtrie.prefix_tree.errors import InputError
 
 TOKENIZER_HELP = "directory, tokenizer.json, Hugging Face id, tekken.json, or `tekken` (mistral-common's)"
@@ -110,12 +111,16 @@ class _HuggingFaceFile:
 
 class _HuggingFaceModel:
     def __init__(self, name: str) -> None:
+        # Before transformers is imported, which takes seconds.
+        here_alone = Path(name).is_dir() or is_held_here_alone(name, "tokenizer", built_in=["tekken"])
         import transformers
 
         transformers.logging.set_verbosity_error()
         try:
             # trust_remote_code stays off: a tokenizer must not run code.
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False, local_files_only=here_alone
+            )
         except Exception as error:
             raise _unusable(name, error) from None
 

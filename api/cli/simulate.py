@@ -27,6 +27,11 @@ from kvtrie.api.trace.trace import Trace
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "replay traces of real traffic: what would the hit ratio be with other memory, or another policy?"
+EXAMPLES = (
+    "kvtrie trace simulate traffic.jsonl",
+    "kvtrie trace simulate traffic.jsonl --capacity 5%,8G --model-config config.json",
+    "kvtrie trace simulate traffic.jsonl --policy lru,learned,opt --per-tenant --plot cache.svg",
+)
 FORMAT = "kvtrie-simulation"
 VERSION = 1
 
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity",
         default="1%,5%,10%,25%,50%",
         metavar="LIST",
-        help="of a trace's unique blocks (5%%), of KV (4GiB, needs --model-config), or 5000blocks; "
+        help="of a trace's unique blocks (5%%), of KV (4G, needs --model-config), or 5000blocks; "
         "separated by commas (default: %(default)s)".replace("1%", "1%%"),
     )
     parser.add_argument(
@@ -49,11 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="config.json of the model served")
     parser.add_argument("--per-tenant", action="store_true", help="a row for each tenant too")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a .png or .svg (matplotlib)")
     prompts = parser.add_argument_group("CSV with a prompt column")
     prompts.add_argument(
-        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N", help="default %(default)s"
+        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N", help="default: %(default)s"
     )
     prompts.add_argument(
         "--tokenizer", metavar="NAME", help=f"{TOKENIZER_HELP} (default: four bytes of text are a token)"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kvtrie.api.hub_names import is_held_here_alone
 from kvtrie.api.tokenizer import Tokenizer, open_tokenizer
 from kvtrie.prefix_tree.errors import InputError
 
@@ -51,10 +52,14 @@ def load_model(name: str) -> DemoModel:
     Raises:
         InputError: there is no such model, or it cannot be loaded.
     """
+    # Before transformers is imported, which takes seconds.
+    here_alone = Path(name).is_dir() or is_held_here_alone(name, "model")
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype="auto").eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, dtype="auto", local_files_only=here_alone
+        ).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load model {name!r}: {str(error).splitlines()[0]}") from None
     has_tokenizer = not Path(name).is_dir() or any(Path(name).glob("tok*"))

@@ -39,6 +39,7 @@ PACKAGES = (
     Package("xxhash", True, "chunk keys"),
     Package("triton", False, "the GPU kernels; comes with torch for GPUs"),
     Package("transformers", False, "PrefixCachedModel, tokenizers by name"),
+    Package("huggingface-hub", False, "models and tokenizers by name"),
     Package("tokenizers", False, "tokenizers by file"),
     Package("peft", False, "adapters of a wrapped model"),
     Package("mistral-common", False, "tekken tokenizers"),
@@ -50,6 +51,7 @@ PACKAGES = (
     Package("uvicorn", False, "the sidecar"),
     Package("httpx", False, "the sidecar's client"),
     Package("rich", False, "the progress of `kvtrie trace simulate`"),
+    Package("shtab", False, "`kvtrie completion`"),
     Package("matplotlib", False, "`kvtrie trace simulate --plot`"),
 )
 """Packages kvtrie can use; `tested_versions.json` has each."""
