@@ -24,12 +24,12 @@ _HEAD = """\
     kvtrie help [COMMAND ...]       # or kvtrie COMMAND --help
     kvtrie --version
 
-Exit codes: 0 done, 1 a check or comparison did not hold, 2 bad usage or input, 3 something it needs is missing or
-unreachable. An error is one line on stderr that says what to do. `--format json` prints a document with `format`
-and `version`, for programs.
+Exit codes: 0 done, 1 a check or comparison did not hold, 2 bad usage or input, 3 something it needs is
+missing or unreachable. An error is one line on stderr that says what to do. `--format json` prints a document
+with `format` and `version`, for programs.
 
-A `SIZE` is a number with a unit or without: `2G` and `2GiB` are 2^30 bytes each, `2GB` is 10^9; likewise `K`, `M`
-and `T`. `4096` is bytes.
+A `SIZE` is a number with a unit or without: `2G` and `2GiB` are 2^30 bytes each, `2GB` is 10^9; likewise `K`,
+`M` and `T`. `4096` is bytes.
 """
 
 
