@@ -1,4 +1,4 @@
-"""The contract of a store: the one interface between the engine and stored records."""
+"""The contract of a store: bytes by key. The engine uses one as a lower tier (`api/tiers/store_tier.py`)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from kvtrie.api.byte_size import SIZE_HELP
+from kvtrie.prefix_tree.policies.named import POLICIES
 
 HELP = "run a cache process for the model servers of this host"
 EXAMPLES = (
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         default="lru",
         metavar="NAME",
-        help="eviction policy, e.g. lru, lfu, s3fifo, learned (default: lru)",
+        help=f"eviction policy: {', '.join(POLICIES)} (default: lru)",
     )
     parser.add_argument(
         "--store", metavar="URL", help="store behind the memory, e.g. redis://127.0.0.1:6379/0"

@@ -1,10 +1,10 @@
 """The tree and the pool as one memory: slots in, chunks shared, bytes accounted.
 
-Slots change hands here and nowhere else:
+Slots change hands in these four ways and no other:
 
     free -> a sequence ............ `take`      (evicts leaves when short)
     a sequence -> the tree ........ `SequenceKV.commit`
-    a sequence -> free ............ `give`
+    a sequence -> free ............ `give`      (called by `SequenceKV.close`)
     the tree -> free .............. eviction inside `take`, of the scope's own chunks where it is over its quota
 """
 

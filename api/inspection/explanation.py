@@ -1,4 +1,4 @@
-"""The question to `explain`, and its answer."""
+"""The question to `explain`, and its answer: data only. `explain.py` finds the verdict, `advice.py` the advice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The model families that kvtrie serves, and the well-known ones that it does not serve, each with its reason.
 
 A family is a `model_type` of a transformers config; the installed version need not have it. A family is added
-here when it passes the exactness tests, and `docs/models.md` is made from here.
+here when it passes `tests/api/huggingface/test_exactness.py`, and `docs/models.md` is made from here.
 """
 
 from __future__ import annotations

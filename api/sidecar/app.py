@@ -1,4 +1,7 @@
-"""The sidecar's routes: parse, call, reply. `docs/sidecar.md` has each with a command."""
+"""The sidecar's routes: parse, call, reply. `docs/sidecar.md` has each with a command.
+
+A new route is described in `openapi.py` too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks of the pool as records of a lower tier, and back.
+"""Chunks of the pool as records of a lower tier, and back; every record that is loaded is verified here.
 
 A record that was loaded is used only after `expect_record` has compared all of it with what this process
 computed itself: a record that differs in anything is a miss, counted by reason.

@@ -1,4 +1,4 @@
-"""Opens the lower tier that a URL names."""
+"""From the URL of `store=` to a lower tier: a sidecar's, or a store that `store/open_store.py` knows."""
 
 from __future__ import annotations
 

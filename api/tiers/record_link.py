@@ -1,4 +1,4 @@
-"""The place of a record in its path, to which the next record must chain."""
+"""In a sidecar: the place of a record in its path, to which the next record must chain."""
 
 from __future__ import annotations
 
