@@ -10,7 +10,10 @@ from typing import Any, Protocol
 from kvtrie.api.smollm2 import is_smollm2, need_gguf, smollm2_file
 from kvtrie.prefix_tree.errors import InputError
 
-TOKENIZER_HELP = "directory, tokenizer.json, tekken.json, .gguf file, Hugging Face id, `tekken` (mistral-common's), `smollm2`"
+TOKENIZER_HELP = (
+    "directory, tokenizer.json, tekken.json, .gguf file, Hugging Face id, "
+    "`tekken` (mistral-common's), or `smollm2`"
+)
 _TEKKEN_FILE = "tekken_240911.json"
 
 

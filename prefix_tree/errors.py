@@ -82,4 +82,4 @@ class LibraryChanged(KvtrieError):
 
 
 class PackageMissing(KvtrieError):
-    """A package that is no dependency of kvtrie was asked for and is not installed; the message says how to."""
+    """A package that is no dependency of kvtrie was asked for; the message has the command that installs it."""

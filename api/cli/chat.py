@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(temperature=args.temperature)
     # 2. The model, and the conversation.
     loaded = load_model(args.model)
+    if not getattr(loaded.tokenizer, "chat_template", None):
+        raise InputError(f"model {args.model!a} has no chat template, which a chat needs")
     _note(loaded.description)
     with PrefixCachedModel(loaded.model, loaded.tokenizer, memory=args.memory) as cached:
         session = ChatSession(cached, system, args.max_new_tokens, sampling)

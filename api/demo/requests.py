@@ -44,7 +44,7 @@ def first_of_each_tenant(requests: list[ChatRequest], count: int) -> list[ChatRe
         InputError: `count` is below 1.
     """
     if count < 1:
-        raise InputError(f"--per-tenant must be at least 1, got {count}")
+        raise InputError(f"the requests per tenant must be at least 1, got {count}")
     seen: Counter[str] = Counter()
     kept = []
     for request in requests:

@@ -1,8 +1,8 @@
 """The prompt of a chat's next turn, which continues the tokens of the turn before.
 
-A chat template renders all messages anew for each turn. An answer that is decoded and tokenized again may have other
-tokens than those the model chose. The tree holds the chosen ones, so later prompts would not match it. Where the
-rendered text continues the text of the last turn, its tokens therefore continue that turn's tokens:
+A chat template renders all messages anew for each turn. An answer that is decoded and tokenized again may have
+other tokens than those the model chose. The tree holds the chosen ones, so later prompts would not match it. Where
+the rendered text continues the text of the last turn, its tokens therefore continue that turn's tokens:
 
     last turn     <system> ... <user> question <assistant>  answer
                   └──────────── its prompt ──────────────┘  └─ as computed ─┘
