@@ -47,13 +47,13 @@ def open_tokenizer(name: str) -> Tokenizer:
         tekken = next(
             (path / file for file in ("tekken.json", _TEKKEN_FILE) if (path / file).is_file()), None
         )
-        return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(_loaded(name))
+        return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(name)
     if path.suffix == ".gguf" and path.is_file():
         need_gguf(path)
-        return _HuggingFaceModel(_loaded(str(path.parent), gguf_file=path.name))
+        return _HuggingFaceModel(str(path.parent), gguf_file=path.name)
     if path.is_file():
         return _Tekken(path) if path.name.startswith("tekken") else _HuggingFaceFile(path)
-    return _HuggingFaceModel(_loaded(name))
+    return _HuggingFaceModel(name)
 
 
 def _shipped_tekken() -> Path:
@@ -66,19 +66,7 @@ def _shipped_tekken() -> Path:
 
 def tokenizer_of_transformers(tokenizer: Any) -> Tokenizer:
     """One of transformers' own, already loaded, as the CLI uses it."""
-    return _HuggingFaceModel(tokenizer)
-
-
-def _loaded(name: str, **options: str) -> Any:
-    """transformers' tokenizer of a directory or Hugging Face id."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    try:
-        # trust_remote_code stays off: a tokenizer must not run code.
-        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:
-        raise _unusable(name, error) from None
+    return _OfTransformers(tokenizer)
 
 
 def _unusable(name: object, error: Exception) -> InputError:
@@ -133,7 +121,7 @@ class _HuggingFaceFile:
         )
 
 
-class _HuggingFaceModel:
+class _OfTransformers:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
@@ -155,6 +143,19 @@ class _HuggingFaceModel:
         # Tokenizers without a Rust backend raise what they please for an id they lack.
         except Exception:
             return False
+
+
+class _HuggingFaceModel(_OfTransformers):
+    def __init__(self, name: str, **options: str) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        try:
+            # trust_remote_code stays off: a tokenizer must not run code.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        except Exception as error:
+            raise _unusable(name, error) from None
+        super().__init__(tokenizer)
 
 
 def _begins_twice(plain: list[int], full: list[int]) -> bool:
