@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvtrie.api.hub_names import is_held_here_alone
+from kvtrie.api.smollm2 import is_smollm2, need_gguf, smollm2_file
 from kvtrie.prefix_tree.errors import InputError
 
-TOKENIZER_HELP = "directory, tokenizer.json, Hugging Face id, tekken.json, or `tekken` (mistral-common's)"
+TOKENIZER_HELP = (
+    "directory, tokenizer.json, tekken.json, .gguf file, Hugging Face id, "
+    "`tekken` (mistral-common's), or `smollm2`"
+)
 _TEKKEN_FILE = "tekken_240911.json"
 
 
@@ -33,8 +37,9 @@ def open_tokenizer(name: str) -> Tokenizer:
     Raises:
         InputError: there is none of that name, or it cannot be read.
         ImportError: the package it needs is not installed.
+        PackageMissing: the same, of a package that is no dependency of kvtrie.
     """
-    path = Path(name)
+    path = smollm2_file() if is_smollm2(name) else Path(name)
     if name == "tekken" and not path.exists():
         return _Tekken(_shipped_tekken())
     if path.is_dir():
@@ -44,6 +49,9 @@ def open_tokenizer(name: str) -> Tokenizer:
             (path / file for file in ("tekken.json", _TEKKEN_FILE) if (path / file).is_file()), None
         )
         return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(name)
+    if path.suffix == ".gguf" and path.is_file():
+        need_gguf(path)
+        return _HuggingFaceModel(str(path.parent), gguf_file=path.name)
     if path.is_file():
         return _Tekken(path) if path.name.startswith("tekken") else _HuggingFaceFile(path)
     return _HuggingFaceModel(name)
@@ -55,6 +63,11 @@ def _shipped_tekken() -> Path:
     if spec is None or spec.origin is None:
         raise ImportError("--tokenizer tekken needs mistral-common")
     return Path(spec.origin).parent / "data" / _TEKKEN_FILE
+
+
+def tokenizer_of_transformers(tokenizer: Any) -> Tokenizer:
+    """One of transformers' own, already loaded, as the CLI uses it."""
+    return _OfTransformers(tokenizer)
 
 
 def _unusable(name: object, error: Exception) -> InputError:
@@ -109,20 +122,9 @@ class _HuggingFaceFile:
         )
 
 
-class _HuggingFaceModel:
-    def __init__(self, name: str) -> None:
-        # Before transformers is imported, which takes seconds.
-        here_alone = Path(name).is_dir() or is_held_here_alone(name, "tokenizer", built_in=["tekken"])
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        try:
-            # trust_remote_code stays off: a tokenizer must not run code.
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                name, trust_remote_code=False, local_files_only=here_alone
-            )
-        except Exception as error:
-            raise _unusable(name, error) from None
+class _OfTransformers:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
         plain = list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -142,6 +144,23 @@ class _HuggingFaceModel:
         # Tokenizers without a Rust backend raise what they please for an id they lack.
         except Exception:
             return False
+
+
+class _HuggingFaceModel(_OfTransformers):
+    def __init__(self, name: str, **options: str) -> None:
+        # Before transformers is imported, which takes seconds.
+        here_alone = Path(name).is_dir() or is_held_here_alone(name, "tokenizer", built_in=["tekken", "smollm2"])
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        try:
+            # trust_remote_code stays off: a tokenizer must not run code.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False, local_files_only=here_alone, **options
+            )
+        except Exception as error:
+            raise _unusable(name, error) from None
+        super().__init__(tokenizer)
 
 
 def _begins_twice(plain: list[int], full: list[int]) -> bool:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvtrie.api.cli import main
 from kvtrie.api.tokenizer import open_tokenizer
+from tests.api.chat_model import SYSTEM, ChatModel
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 CHUNK = 64
@@ -114,6 +115,51 @@ def test_shipped_prompts(model_directory: Path, capsys: pytest.CaptureFixture[st
     assert len(Snapshot.from_json(snapshot.read_text()).nodes) * CHUNK > 10_000
     assert main(["dump", str(snapshot), "--tokenizer", "tekken", "--scope", "tenant:ternway-air"]) == 0
     assert "Ternway" in capsys.readouterr().out
+
+
+def test_a_model_with_a_chat_template_gets_messages_and_its_answers_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ChatModel(tmp_path)
+    lines = [
+        ("acme", "Does the fox jump?"),
+        ("acme", "Why not?"),
+        ("globex", "And the dog?"),
+        ("acme", "When?"),
+    ]
+    file = tmp_path / "requests.jsonl"
+    file.write_text(
+        "".join(json.dumps({"tenant": t, "system": SYSTEM, "user": user}) + "\n" for t, user in lines)
+    )
+    command = [
+        "demo",
+        "--input",
+        str(file),
+        "--model",
+        str(tmp_path),
+        "--memory",
+        "16MiB",
+        "--per-tenant",
+        "2",
+    ]
+    assert main([*command, "--format", "json"]) == 0
+    results = json.loads(capsys.readouterr().out)["requests"]
+    assert [(result["tenant"], result["identical"]) for result in results] == [
+        ("acme", True),
+        ("acme", True),
+        ("globex", True),
+    ]
+    for (_, user), result in zip(lines, results):
+        prompt = tiny.first_prompt(user)
+        assert result["prompt_tokens"] == len(prompt)
+        assert result["answer"] == tiny.text(tiny.greedy(prompt, 8))
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for result in results:
+        # A quotation mark and a backslash are escaped.
+        assert result["answer"].replace("\\", "\\\\").replace('"', '\\"') in shown
+    assert main([*command[:-1], "0"]) == 2
+    assert "at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
