@@ -149,7 +149,9 @@ class _OfTransformers:
 class _HuggingFaceModel(_OfTransformers):
     def __init__(self, name: str, **options: str) -> None:
         # Before transformers is imported, which takes seconds.
-        here_alone = Path(name).is_dir() or is_held_here_alone(name, "tokenizer", built_in=["tekken", "smollm2"])
+        here_alone = Path(name).is_dir() or is_held_here_alone(
+            name, "tokenizer", built_in=["tekken", "smollm2"]
+        )
         import transformers
 
         transformers.logging.set_verbosity_error()

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.byte_size import SIZE_HELP, parse_bytes
 from kvtrie.api.cli.console import safe_lines, write, write_part
 from kvtrie.api.smollm2 import SMOLLM2
 from kvtrie.prefix_tree.errors import InputError, KvtrieError
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the system prompt; default: one of the demo's; empty: none",
     )
-    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV pool (default %(default)s)")
+    parser.add_argument(
+        "--memory", default="1GiB", metavar="SIZE", help=f"KV pool: {SIZE_HELP} (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
