@@ -52,7 +52,9 @@ def traced(path: Path, count: int, rate: float | None = None) -> list[float]:
         return offsets
     _check_rate(rate)
     if offsets[-1] == 0:
-        raise InputError(f"trace {path}: its first {count} requests arrive at one time, so no rate can be set")
+        raise InputError(
+            f"trace {path}: its first {count} requests arrive at one time, so no rate can be set"
+        )
     factor = (count - 1) / rate / offsets[-1]
     return [offset * factor for offset in offsets]
 

@@ -37,9 +37,7 @@ def doubts(measures: Measures, run: LoadRun) -> list[str]:
         )
     busy = run.cpu_seconds / run.seconds if run.seconds > 0 else 0.0
     if busy > _BUSY:
-        found.append(
-            f"this client kept a core {busy:.0%} busy: share the load between several clients"
-        )
+        found.append(f"this client kept a core {busy:.0%} busy: share the load between several clients")
     # 2. The load.
     offered, sent = measures.offered_rate, measures.sent_rate
     if offered is not None and sent is not None and sent < _REACHED * offered:

@@ -107,7 +107,9 @@ def measure(plan: LoadPlan, run: LoadRun, slo: Slo, warm_up: int = 0) -> Measure
     """
     measured = [one for one in run.outcomes if one.index >= warm_up]
     if not measured:
-        raise InputError(f"no request is left to measure: {len(run.outcomes)} were sent, {warm_up} of them to warm up")
+        raise InputError(
+            f"no request is left to measure: {len(run.outcomes)} were sent, {warm_up} of them to warm up"
+        )
     whole = [one for one in measured if one.failure is None]
     failures = Counter(one.failure for one in measured if one.failure is not None)
     seconds = max(one.ended for one in measured) - min(one.due for one in measured)

@@ -84,7 +84,7 @@ class LoadPlan:
 
     def lines(self) -> list[str]:
         """One JSON text for each request: its offset (None in a closed loop), tenant and body without a model."""
-        offsets = self.offsets or [None] * len(self.prompts)
+        offsets: Sequence[float | None] = self.offsets or [None] * len(self.prompts)
         found = []
         for offset, prompt in zip(offsets, self.prompts):
             body = self.form.body(prompt, "")

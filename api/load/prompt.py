@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -46,3 +47,8 @@ class Workload(Protocol):
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """`count` prompts in the order in which they are sent. Equal arguments: equal prompts, anywhere."""
+
+
+def in_token_ids(prompts: Sequence[Prompt], encode: Callable[[str], Sequence[int]]) -> list[Prompt]:
+    """The prompts with their texts as token ids."""
+    return [replace(one, messages=(), tokens=tuple(encode(one.text))) for one in prompts]

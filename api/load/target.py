@@ -88,7 +88,9 @@ async def only_model(target: Target) -> str:
         try:
             reply = await http.get("/v1/models", headers=target.headers(0), timeout=ANSWER_SECONDS)
         except httpx.HTTPError as error:
-            raise TargetUnavailable(f"{target.base_url} does not answer: {error or type(error).__name__}") from None
+            raise TargetUnavailable(
+                f"{target.base_url} does not answer: {error or type(error).__name__}"
+            ) from None
     if reply.status_code in (401, 403):
         raise AccessDenied(f"{target.base_url} refuses the key: pass --api-key, or set KVTRIE_API_KEY")
     names: list[str] = []

@@ -89,7 +89,10 @@ class WorkloadFiles:
         found = []
         for number, said in json_lines(path):
             try:
-                steps = [Step(str(s["x"]), tuple(map(str, s["ys"])), tuple(map(str, s["new_ys"]))) for s in said["steps"]]
+                steps = [
+                    Step(str(s["x"]), tuple(map(str, s["ys"])), tuple(map(str, s["new_ys"])))
+                    for s in said["steps"]
+                ]
             except (KeyError, TypeError):
                 raise wrong(path, number, "needs 'steps', a list of {'x', 'ys', 'new_ys'}") from None
             found.append(tuple(steps))

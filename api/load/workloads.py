@@ -155,6 +155,17 @@ WORKLOADS: dict[str, Callable[[WorkloadConfig, WorkloadFiles], Workload]] = {
 """Workloads by name."""
 
 
+def make_workload(name: str, config: WorkloadConfig, files: WorkloadFiles) -> Workload:
+    """The workload of that name.
+
+    Raises:
+        InputError: there is none, or a file that it is made of is missing or wrong.
+    """
+    if name not in WORKLOADS:
+        raise InputError(f"workload {name!a} is none of {', '.join(WORKLOADS)}")
+    return WORKLOADS[name](config, files)
+
+
 def _turns(chat: tuple[Message, ...]) -> list[tuple[Message, ...]]:
     """What is before each answer of the assistant."""
     return [chat[:place] for place, message in enumerate(chat) if message.role == "assistant" and place]

@@ -81,7 +81,9 @@ async def plain_answer(exchange: Exchange) -> None:
     """Three pieces of text, usage, and [DONE]."""
     await exchange.head()
     if exchange.path == "/v1/chat/completions":
-        await exchange.piece(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+        await exchange.piece(
+            event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        )
         pieces = [chat_piece("a"), chat_piece("b"), chat_piece("c", "length")]
     else:
         pieces = [text_piece("a"), text_piece("b"), text_piece("c", "length")]
@@ -112,6 +114,10 @@ class OpenAiServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def wait_for(self, event: asyncio.Event) -> None:
+        """Returns when a script has set the event."""
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(event.wait(), 60), self._loop).result()
 
     async def _start(self) -> asyncio.Server:
         return await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
@@ -163,7 +169,9 @@ class OpenAiServer:
 
 
 @contextmanager
-def openai_server(script: Script = plain_answer, models: tuple[str, ...] = ("served",)) -> Iterator[OpenAiServer]:
+def openai_server(
+    script: Script = plain_answer, models: tuple[str, ...] = ("served",)
+) -> Iterator[OpenAiServer]:
     server = OpenAiServer(script, models)
     try:
         yield server

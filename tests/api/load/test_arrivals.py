@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pvariance
 
@@ -30,12 +31,15 @@ def test_poisson_gaps_are_exponential_and_independent() -> None:
     # Kolmogorov-Smirnov against 1 - exp(-r x); 1.95 / sqrt(n) is passed with probability 0.999.
     ordered = sorted(found)
     distance = max(
-        max(abs(1 - math.exp(-rate * gap) - place / count), abs(1 - math.exp(-rate * gap) - (place + 1) / count))
+        max(
+            abs(1 - math.exp(-rate * gap) - place / count),
+            abs(1 - math.exp(-rate * gap) - (place + 1) / count),
+        )
         for place, gap in enumerate(ordered)
     )
     assert distance < 1.95 / math.sqrt(count)
     # Correlation of neighbours is 0 with deviation 1 / sqrt(n).
-    products = [(a * rate - 1) * (b * rate - 1) for a, b in zip(found, found[1:])]
+    products = [(a * rate - 1) * (b * rate - 1) for a, b in pairwise(found)]
     assert abs(fmean(products)) < error
 
 

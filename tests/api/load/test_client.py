@@ -26,7 +26,8 @@ class Stream(httpx.AsyncByteStream):
         self._pieces = pieces
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for self.now, piece in self._pieces:
+        for now, piece in self._pieces:
+            self.now = now
             yield piece
 
 
@@ -80,7 +81,9 @@ def test_without_usage_pieces_are_tokens() -> None:
     assert (one.tokens, one.tpot, one.prompt_tokens, one.cached_tokens) == (3, 1.5, None, None)
 
 
-@pytest.mark.parametrize("pieces", [[(1.0, chat_piece("a") + usage_piece(4, 1) + DONE)], [(1.0, ROLE + DONE)]])
+@pytest.mark.parametrize(
+    "pieces", [[(1.0, chat_piece("a") + usage_piece(4, 1) + DONE)], [(1.0, ROLE + DONE)]]
+)
 def test_answers_that_have_no_time_per_token(pieces: list[tuple[float, bytes]]) -> None:
     assert outcome_of(pieces, due=0.0).tpot is None
 

@@ -141,7 +141,9 @@ def test_a_client_that_is_the_bottleneck_says_so() -> None:
     late = [answered(n, float(n), [n + 2.0], n + 2.5, sent=n + 1.5, cached_tokens=1) for n in range(10)]
     run = ran(late)
     assert "sent late: p99 1500 ms" in doubts(measure(plan(10), run, Slo()), run)[0]
-    slower = [answered(n, float(n), [n * 2 + 1.0], n * 2 + 1.0, sent=n * 2.0, cached_tokens=1) for n in range(10)]
+    slower = [
+        answered(n, float(n), [n * 2 + 1.0], n * 2 + 1.0, sent=n * 2.0, cached_tokens=1) for n in range(10)
+    ]
     run = ran(slower)
     said = doubts(measure(plan(10), run, Slo()), run)
     assert "1 requests per second were due, and 0.5 were sent" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,7 +56,9 @@ def test_times_are_between_the_server_s_own() -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.head()
         await exchange.piece(b": hello\n\n")
-        await exchange.piece(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+        await exchange.piece(
+            event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        )
         for text in "abcd":
             await asyncio.sleep(0.01)
             await exchange.piece(chat_piece(text))
@@ -70,7 +73,7 @@ def test_times_are_between_the_server_s_own() -> None:
         assert (one.prompt_tokens, one.cached_tokens, one.completion_tokens) == (50, 20, 4)
         # Both clocks are the machine's: their difference is the run's start, the same for all that was measured.
         assert len(one.text_times) == 4
-        pairs = list(zip(one.text_times, exchange.sent[2:6])) + [(one.ended, exchange.sent[-1])]
+        pairs = zip([*one.text_times, one.ended], exchange.sent[2:6] + exchange.sent[-1:])
         starts.append((max(sent - got for got, sent in pairs), exchange.received - one.sent))
         if after is not None:
             starts.append((exchange.sent[-1] - one.ended, after.received - one.ended))
@@ -140,7 +143,9 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         await plain_answer(exchange)
 
     # Nobody is answered before all have arrived: a client that waits would time out.
-    found, server = run_script(script, LoadPlan(asked(20), CHAT, offsets=constant(500.0, 20)), timeout_seconds=30)
+    found, server = run_script(
+        script, LoadPlan(asked(20), CHAT, offsets=constant(500.0, 20)), timeout_seconds=30
+    )
     assert [one.failure for one in found.outcomes] == [None] * 20
     assert server.most_running == 20
 
@@ -161,12 +166,18 @@ def test_a_closed_loop_keeps_its_concurrency() -> None:
 
 
 def test_a_closed_loop_sends_a_turn_after_the_one_before_it_was_answered() -> None:
-    prompts = [Prompt(0, (Message("user", f"{chat} {turn}"),), chat=chat) for turn in range(4) for chat in range(3)]
+    prompts = [
+        Prompt(0, (Message("user", f"{chat} {turn}"),), chat=chat) for turn in range(4) for chat in range(3)
+    ]
     found, server = run_script(plain_answer, LoadPlan(prompts, CHAT, concurrency=3))
     for chat in range(3):
-        turns = [exchange for exchange in server.exchanges if exchange.body["messages"][0]["content"][0] == str(chat)]
+        turns = [
+            exchange
+            for exchange in server.exchanges
+            if exchange.body["messages"][0]["content"][0] == str(chat)
+        ]
         assert [turn.body["messages"][0]["content"][2] for turn in turns] == list("0123")
-        assert all(before.sent[-1] <= after.received for before, after in zip(turns, turns[1:]))
+        assert all(before.sent[-1] <= after.received for before, after in pairwise(turns))
     assert len(found.outcomes) == 12
 
 
@@ -320,7 +331,12 @@ def test_answers_in_the_smallest_and_in_one_piece() -> None:
 
     bytewise, at_once = run_script(script, loop(2))[0].outcomes
     for one in (bytewise, at_once):
-        assert (one.failure, one.finish_reason, one.prompt_tokens, one.completion_tokens) == (None, "stop", 9, 2)
+        assert (one.failure, one.finish_reason, one.prompt_tokens, one.completion_tokens) == (
+            None,
+            "stop",
+            9,
+            2,
+        )
         assert one.cached_tokens is None
         assert len(one.text_times) == 2
     assert at_once.text_times[0] == at_once.text_times[1]
@@ -335,13 +351,15 @@ def test_a_server_without_a_tokenizer_and_chats_without_text() -> None:
 
     async def chat(exchange: Exchange) -> None:
         await exchange.head()
-        await exchange.piece(event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
+        await exchange.piece(
+            event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        )
         await exchange.piece(chat_piece(None, "stop") + usage_piece(3, 1) + DONE)
         await exchange.end()
 
     form = RequestForm("completions", 3)
     assert len(run_script(completions, loop(1, form=form))[0].outcomes[0].text_times) == 3
-    found, server = run_script(chat, loop(1))
+    found, _ = run_script(chat, loop(1))
     assert len(found.outcomes[0].text_times) == 1
     # The role's piece is not the answer's.
     assert found.outcomes[0].text_times[0] == found.outcomes[0].ended
@@ -380,7 +398,10 @@ def test_models_and_addresses() -> None:
     with openai_server(models=("one",)) as server:
         for url in (server.url, server.url + "/v1", server.url + "/v1/"):
             assert asyncio.run(only_model(parse_target(url))) == "one"
-    with openai_server(models=("one", "two")) as server, pytest.raises(InputError, match="serves one, two: pass"):
+    with (
+        openai_server(models=("one", "two")) as server,
+        pytest.raises(InputError, match="serves one, two: pass"),
+    ):
         asyncio.run(only_model(parse_target(server.url)))
     with openai_server(models=()) as server, pytest.raises(TargetUnavailable, match="pass --model"):
         asyncio.run(only_model(parse_target(server.url)))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_chats_turn_by_turn() -> None:
         turns[one.chat].append(one)
     for chat in turns.values():
         assert len({one.tenant for one in chat}) == 1
-        for before, after in zip(chat, chat[1:]):
+        for before, after in pairwise(chat):
             # The next turn has the turn before, its answer, and one message more at least.
             assert after.messages[: len(before.messages)] == before.messages
             assert after.messages[len(before.messages)].role == "assistant"
@@ -121,7 +122,8 @@ def test_few_shot_examples_of_a_tenant_come_first() -> None:
         texts[one.tenant].append(one.text)
     heads = []
     for of_tenant in texts.values():
-        shared = os.path.commonprefix(of_tenant)
+        first, last = min(of_tenant), max(of_tenant)
+        shared = first[: next(n for n, (a, b) in enumerate(zip(first, last)) if a != b)]
         assert shared.count("Question: ") == SHOTS + 1 and shared.count("\nAnswer: ") == SHOTS
         assert all(text.endswith("\nAnswer:") for text in of_tenant)
         heads.append(shared)
