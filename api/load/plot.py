@@ -12,6 +12,8 @@ from kvtrie.prefix_tree.errors import InputError
 
 FORMATS = (".png", ".svg")
 _BLUE, _ORANGE, _GREEN, _GREY, _RED = "#1f5fa8", "#c8501e", "#2b8a4b", "#8a8a8a", "#b3261e"
+_WIDE = 4.0
+_TICKS = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
 
 
 def check_plot(path: Path) -> None:
@@ -68,8 +70,12 @@ def _shares(axis: Any, values: Sequence[float | None], limit: float, label: str)
     if found:
         shares = [100 * (place + 1) / len(found) for place in range(len(found))]
         axis.step([found[0], *found], [0.0, *shares], where="post", color=_BLUE, linewidth=1.4)
-        if found[0] > 0:
+        # Powers of ten are too far apart as ticks, and a narrow range has none of them.
+        if found[0] > 0 and found[-1] > _WIDE * found[0]:
             axis.set_xscale("log")
+            axis.set_xticks(ticks := [value for value in _TICKS if found[0] / 2 <= value <= found[-1] * 2])
+            axis.set_xticklabels([f"{value:g}" for value in ticks])
+            axis.minorticks_off()
     axis.axvline(limit * 1e3, color=_ORANGE, linewidth=1, linestyle="--", label="SLO")
     axis.set_ylim(0, 102)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
