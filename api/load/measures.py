@@ -78,7 +78,7 @@ class Measures:
     """Inter-token latency: time between two pieces of text, all requests together."""
     end_to_end: Spread | None
     lag: Spread | None
-    """How much later than due this client sent."""
+    """How much later than due this client sent; None for a closed loop, where nothing is due."""
     offered_rate: float | None
     """Requests per second that were due; None for a closed loop."""
     sent_rate: float | None
@@ -129,7 +129,7 @@ def measure(plan: LoadPlan, run: LoadRun, slo: Slo, warm_up: int = 0) -> Measure
         tpot=spread(one.tpot for one in whole),
         itl=spread(_gaps(whole)),
         end_to_end=spread(one.ended - one.due for one in whole),
-        lag=spread(one.sent - one.due for one in measured),
+        lag=None if plan.offsets is None else spread(one.sent - one.due for one in measured),
         offered_rate=None if plan.offsets is None else rate([one.due for one in measured]),
         sent_rate=rate([one.sent for one in measured]),
         completed_rate=_per_second(len(whole), seconds),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +20,7 @@ from tests.api.cli.conftest import Ran
 from tests.api.load.openai_server import Exchange, openai_server, plain_answer
 
 Call = Callable[..., Ran]
+PROGRAM = "import sys; from kvtrie.api.cli import main; sys.exit(main())"
 SMALL = ("--shared-tokens", "8", "--own-tokens", "2")
 
 
@@ -178,6 +183,36 @@ def test_a_server_that_is_not_there(serve: Call) -> None:
     assert (ran.code, "does not answer" in ran.err) == (3, True)
 
 
+def test_a_bar_is_shown_on_a_terminal_only() -> None:
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(0.4)
+        await plain_answer(exchange)
+
+    def stderr_of(arguments: list[str]) -> tuple[str, str]:
+        """What a terminal shows, and what a pipe gets."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment)
+        os.close(theirs)
+        shown = b""
+        # Reading from a terminal whose other end is closed is an error on Linux.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+        assert process.wait() == 0
+        piped = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
+        return shown.decode(), piped.stderr.decode()
+
+    with openai_server(slow) as server:
+        arguments = ["bench", "serve", "--url", server.url, *SMALL, "--concurrency", "1", "--requests", "3"]
+        terminal, pipe = stderr_of(arguments)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal)
+    assert "1/3" in plain and "1 running, 0 failed" in plain
+    assert pipe == ""
+
+
 def test_an_interrupt_ends_the_run_with_what_was_measured() -> None:
     seen = asyncio.Event()
 
@@ -193,7 +228,7 @@ def test_an_interrupt_ends_the_run_with_what_was_measured() -> None:
             [
                 sys.executable,
                 "-c",
-                "import sys; from kvtrie.api.cli import main; sys.exit(main())",
+                PROGRAM,
                 *arguments,
             ],
             stdout=subprocess.PIPE,

@@ -70,7 +70,8 @@ def test_figures_of_four_requests() -> None:
     assert (found.completion_tokens, found.output_tokens_per_second) == (8, 8 / 6)
     # Four requests in five seconds are three gaps.
     assert (found.offered_rate, found.sent_rate) == (0.6, 0.6)
-    assert measure(plan(4, is_open=False), ran(outcomes), Slo()).offered_rate is None
+    closed = measure(plan(4, is_open=False), ran(outcomes), Slo())
+    assert (closed.offered_rate, closed.lag) == (None, None)
 
 
 def test_warm_up_is_in_no_figure() -> None:
