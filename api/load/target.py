@@ -61,7 +61,7 @@ def parse_target(url: str, keys: Sequence[str] = (), tenants: int = 1) -> Target
         raise InputError(f"pass one --api-key, or one for each of the {tenants} tenants, not {len(keys)}")
     for key in keys:
         if not key or not all("!" <= char <= "~" for char in key):
-            raise InputError("an --api-key must be visible ASCII characters")
+            raise InputError("the API key has characters that no HTTP header can carry")
     if url.startswith("unix:"):
         address = parse_address(url)
         return Target(address.base_url, address.socket_path, tuple(keys))
