@@ -26,7 +26,7 @@ def test_every_option_is_told_of_and_every_one_told_of_exists() -> None:
     }
     told = set(re.findall(r"--[a-z][a-z-]+", PAGE)) - {"--vllm-python"}
     assert told <= options
-    assert options - told == {"--help", "--model"}
+    assert options - told == {"--help"}
 
 
 def test_commands_parse() -> None:
