@@ -34,6 +34,8 @@ class RequestForm:
             raise InputError(f"the endpoint must be one of {', '.join(ENDPOINTS)}, got {self.endpoint!a}")
         if self.max_tokens < 1:
             raise InputError(f"--max-tokens must be at least 1, got {self.max_tokens}")
+        if self.extra_body.get("stream", True) is not True:
+            raise InputError("--extra-body must leave stream true: times are those of streamed pieces")
 
     def body(self, prompt: Prompt, model: str) -> dict[str, Any]:
         """The request's JSON."""

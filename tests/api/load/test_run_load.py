@@ -166,10 +166,21 @@ def test_a_closed_loop_keeps_its_concurrency() -> None:
 
 
 def test_a_closed_loop_sends_a_turn_after_the_one_before_it_was_answered() -> None:
+    others = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        # The first chat's first turn is answered when the other chats have ended.
+        if len(exchange.server.exchanges) == 9:
+            others.set()
+        if exchange.body["messages"][0]["content"] == "0 0":
+            await others.wait()
+        await plain_answer(exchange)
+
     prompts = [
         Prompt(0, (Message("user", f"{chat} {turn}"),), chat=chat) for turn in range(4) for chat in range(3)
     ]
-    found, server = run_script(plain_answer, LoadPlan(prompts, CHAT, concurrency=3))
+    found, server = run_script(script, LoadPlan(prompts, CHAT, concurrency=3), timeout_seconds=30)
+    assert [one.failure for one in found.outcomes] == [None] * 12
     for chat in range(3):
         turns = [
             exchange
@@ -426,6 +437,8 @@ def test_plans_that_cannot_work() -> None:
         lambda: LoadPlan([Prompt(0, tokens=(3,))], CHAT, concurrency=1),
         lambda: RequestForm("embeddings", 1),
         lambda: RequestForm("chat", 0),
+        lambda: RequestForm("chat", 1, extra_body={"stream": False}),
+        lambda: RequestForm("chat", 1, extra_body={"stream": None}),
         lambda: Limits(max_connections=0),
         lambda: Limits(timeout_seconds=0),
     ):
