@@ -115,6 +115,10 @@ class OpenAiServer:
         self._thread.join()
         self._loop.close()
 
+    def set(self, event: asyncio.Event) -> None:
+        """Sets an event that scripts wait for."""
+        self._loop.call_soon_threadsafe(event.set)
+
     def wait_for(self, event: asyncio.Event) -> None:
         """Returns when a script has set the event."""
         asyncio.run_coroutine_threadsafe(asyncio.wait_for(event.wait(), 60), self._loop).result()

@@ -193,13 +193,22 @@ def test_a_closed_loop_sends_a_turn_after_the_one_before_it_was_answered() -> No
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
+    all_were_due = asyncio.Event()
+
     async def script(exchange: Exchange) -> None:
-        if exchange.number == 0:
-            await asyncio.sleep(0.2)
+        await all_were_due.wait()
         await plain_answer(exchange)
 
     offsets = constant(1000.0, 6)
-    found, server = run_script(script, LoadPlan(asked(6), CHAT, offsets=offsets), max_connections=1)
+    with openai_server(script) as server:
+
+        def note(state: LoadState) -> None:
+            if state.begun == 6:
+                server.set(all_were_due)
+
+        plan = LoadPlan(asked(6), CHAT, offsets=offsets)
+        limits = Limits(max_connections=1)
+        found = asyncio.run(run_load(plan, parse_target(server.url), "served", limits, note))
     assert server.most_connections == 1
     assert found.waited_for_connection == 5
     for one, before, offset in zip(found.outcomes[1:], found.outcomes, offsets[1:]):
