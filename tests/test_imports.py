@@ -29,6 +29,8 @@ USERS = {
     "api/huggingface/generate_check.py": "PrefixCachedModel",
     "api/models/model_view.py": "Engine",
     "api/huggingface/tree_handle.py": "PrefixCachedModel",
+    "api/load/client.py": "kvtrie bench serve",
+    "api/load/target.py": "kvtrie bench serve",
     "api/sidecar/app.py": "kvtrie sidecar",
     "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
     "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
@@ -166,7 +168,8 @@ CLI = "from kvtrie.api.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "doctor", "dump", "explain", "record", "sidecar", "simulate", "stats", "trace"]
+    "command",
+    ["bench", "demo", "doctor", "dump", "explain", "record", "sidecar", "simulate", "stats", "trace"],
 )
 def test_without_the_extras_every_command_gives_its_help(command):
     ran = without_extras(CLI, command, "--help")
@@ -177,6 +180,7 @@ def test_without_the_extras_every_command_gives_its_help(command):
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
+        (["bench", "serve", "--url", "http://127.0.0.1:1"], "httpx"),
         (["demo"], "transformers"),
         (["sidecar", "--listen", "http://127.0.0.1:0"], ""),
         (["dump", "--store", "redis://127.0.0.1:1"], "redis"),

@@ -16,6 +16,7 @@ from kvtrie.api.cli.commands import HelpText, add_command, subcommands
 from kvtrie.prefix_tree.errors import InputError, KvtrieError
 
 COMMANDS = (
+    "bench",
     "chat",
     "completion",
     "demo",

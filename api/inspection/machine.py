@@ -49,10 +49,10 @@ PACKAGES = (
     Package("starlette", False, "the sidecar"),
     Package("anyio", False, "the sidecar"),
     Package("uvicorn", False, "the sidecar"),
-    Package("httpx", False, "the sidecar's client"),
-    Package("rich", False, "the progress of `kvtrie trace simulate`"),
+    Package("httpx", False, "the sidecar's client, `kvtrie bench serve`"),
+    Package("rich", False, "the progress of `kvtrie trace simulate` and `kvtrie bench serve`"),
     Package("shtab", False, "`kvtrie completion`"),
-    Package("matplotlib", False, "`kvtrie trace simulate --plot`"),
+    Package("matplotlib", False, "`kvtrie trace simulate --plot`, `kvtrie bench serve --plot`"),
 )
 """Packages kvtrie can use; `tested_versions.json` has each."""
 

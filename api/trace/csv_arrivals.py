@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -54,6 +54,20 @@ class CsvArrivals:
 
     def requests(self) -> Iterator[TraceRequest]:
         """See `TraceReader.requests`."""
+        for row, at in self._rows({_TIME: "when requests arrived", _PROMPT: "what could be reused"}):
+            yield self._request(row, at)
+
+    def times(self) -> Iterator[float]:
+        """Seconds at which the requests arrived, from any origin, in the file's order. Needs no prompts.
+
+        Raises:
+            InputError: a line that is not of this form, by its number.
+        """
+        for row, at in self._rows({_TIME: "when requests arrived"}):
+            yield self._seconds(row[_TIME], at)
+
+    def _rows(self, needed: Mapping[str, str]) -> Iterator[tuple[dict[str, str], int]]:
+        """Cells by column, and the number of the line where the row ends. `needed`: what columns are for."""
         # A quoted prompt may run over several lines: an error names the line where its row ends.
         at = 0
 
@@ -70,17 +84,17 @@ class CsvArrivals:
                 if not row:
                     continue
                 if not columns:
-                    columns = self._columns(row, at)
+                    columns = self._columns(row, at, needed)
                     continue
                 if len(row) != len(columns):
                     raise wrong(self._path, at, f"has {len(row)} columns, the first line {len(columns)}")
-                yield self._request({name: row[place] for name, place in columns.items()}, at)
+                yield {name: row[place] for name, place in columns.items()}, at
         except csv.Error as error:
             raise wrong(self._path, at, f"is not CSV: {error}") from None
 
-    def _columns(self, row: Sequence[str], at: int) -> dict[str, int]:
+    def _columns(self, row: Sequence[str], at: int, needed: Mapping[str, str]) -> dict[str, int]:
         columns = {name.strip().lower(): place for place, name in enumerate(row)}
-        for name, why in ((_TIME, "when requests arrived"), (_PROMPT, "what could be reused")):
+        for name, why in needed.items():
             if name not in columns:
                 raise wrong(
                     self._path, at, f"names no column {name!r}, which says {why}: is it a trace? Add one"
