@@ -45,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one for all tenants, or repeated for each (default: KVTRIE_API_KEY)",
     )
     when = parser.add_argument_group("when")
-    when.add_argument("--arrivals", choices=ARRIVALS, default="poisson", help="default %(default)s")
+    when.add_argument(
+        "--arrivals",
+        choices=ARRIVALS,
+        default="poisson",
+        metavar="KIND",
+        help=f"{', '.join(ARRIVALS)} (default: %(default)s)",
+    )
     when.add_argument(
         "--rate", type=float, metavar="R", help="requests per second (default: 1, or the trace's own)"
     )
@@ -68,7 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     when.add_argument("--seed", type=int, default=0, metavar="N", help="default %(default)s")
     what = parser.add_argument_group("what")
-    what.add_argument("--workload", choices=tuple(WORKLOADS), default="tokens", help="default %(default)s")
+    what.add_argument(
+        "--workload",
+        choices=tuple(WORKLOADS),
+        default="tokens",
+        metavar="NAME",
+        help=f"{', '.join(WORKLOADS)} (default: %(default)s)",
+    )
     what.add_argument("--data", type=Path, metavar="DIR", help="folder with the files of all but `tokens`")
     what.add_argument("--tenants", type=int, default=1, metavar="N", help="default %(default)s")
     what.add_argument(
@@ -92,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument("--slo-tpot-ms", type=float, default=100, metavar="MS", help="default %(default)s")
     measured.add_argument("--max-connections", type=int, default=256, metavar="N", help="default %(default)s")
     measured.add_argument("--timeout", type=float, default=600, metavar="S", help="of a request")
-    measured.add_argument("--format", choices=("table", "json"), default="table")
+    measured.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
     measured.add_argument("--output", type=Path, metavar="FILE", help="also write JSON with every request")
     measured.add_argument("--plot", type=Path, metavar="FILE", help="also draw a .png or .svg (matplotlib)")
     measured.add_argument(
@@ -208,6 +220,15 @@ def _extra_body(text: str) -> dict[str, Any]:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments as JSON, without keys."""
-    left_out = ("api_key", "command", "bench_command", "output", "plot", "format", "print_requests")
+    left_out = (
+        "api_key",
+        "command",
+        "bench_command",
+        "show_help",
+        "output",
+        "plot",
+        "format",
+        "print_requests",
+    )
     settings = {name: value for name, value in vars(args).items() if name not in left_out}
     return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

@@ -40,7 +40,7 @@ def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, 
 
 def test_every_command_is_there():
     names = {parser.prog.removeprefix("kvtrie ") for parser in ALL}
-    assert names == {*COMMANDS, "trace record", "trace simulate"}
+    assert names == {*COMMANDS, "bench serve", "trace record", "trace simulate"}
 
 
 def test_version(capsys):
