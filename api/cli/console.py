@@ -20,6 +20,16 @@ def escaped(text: str) -> str:
     )
 
 
+def safe_lines(text: str) -> str:
+    """`text` with its line ends and tabs, and otherwise without anything a terminal would obey.
+
+    Joiners are kept too: emoji and several scripts are written with them.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t\u200c\u200d" else escaped(char) for char in text
+    )
+
+
 def quoted(text: str) -> str:
     """`escaped` in double quotes, those of the text itself escaped too."""
     return '"' + escaped(text).replace('"', '\\"') + '"'
@@ -46,13 +56,18 @@ def speaks_unicode() -> bool:
 
 
 def write(text: str) -> None:
-    """Prints `text` and a line end; what the output's encoding lacks is escaped. A reader that has gone,
-    as in `kvtrie dump | head`, is no error.
+    """Prints `text` and a line end; see `write_part`."""
+    write_part(text + "\n")
+
+
+def write_part(text: str) -> None:
+    """Prints `text` at once; what the output's encoding lacks is escaped. A reader that has gone, as in
+    `kvtrie dump | head`, is no error.
     """
     stream = sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
         # Python flushes once more at exit, and would complain there.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrie.api.cli.console import table, write
+from kvtrie.api.cli.console import quoted, shortened, table, write
 from kvtrie.api.cli.quantities import shown_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", type=Path, metavar="FILE.jsonl", help='lines of {"tenant","system","user"}'
     )
-    parser.add_argument("--model", metavar="DIR_OR_ID", help="default: a small random Llama made on the spot")
+    parser.add_argument(
+        "--per-tenant", type=int, metavar="N", help="only the first N requests of each tenant"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR_OR_ID",
+        help="a directory, .gguf file, hub id or smollm2; default: a small random Llama made on the spot",
+    )
     parser.add_argument("--store", metavar="URL", help="lower tier: redis://..., http://... or unix:///...")
     parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV pool (default %(default)s)")
     parser.add_argument("--chunk-tokens", type=int, default=64, metavar="N", help="default %(default)s")
@@ -35,15 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the demo; 1 if any output differs from the uncached model's."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from kvtrie.api.demo.model import load_model, random_llama
-    from kvtrie.api.demo.requests import read_requests, shipped_requests
+    # Bars of other packages; the demo has its own.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from kvtrie.api.demo.model import demo_model, random_llama
+    from kvtrie.api.demo.requests import first_of_each_tenant, read_requests, shipped_requests
     from kvtrie.api.demo.run import run_demo
     from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 
     requests = shipped_requests() if args.input is None else read_requests(args.input)
+    if args.per_tenant is not None:
+        requests = first_of_each_tenant(requests, args.per_tenant)
     progress = _Progress(len(requests))
     progress.say("loading model and tokenizer")
-    demo = random_llama() if args.model is None else load_model(args.model)
+    demo = random_llama() if args.model is None else demo_model(args.model)
     with PrefixCachedModel(
         demo.model, memory=args.memory, chunk_tokens=args.chunk_tokens, store=args.store
     ) as cached:
@@ -59,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
         write(_report(result))
         write("")
+        if args.model is not None and any(request.answer for request in result.requests):
+            write(_answers(result))
+            write("")
         write(tree_text(snapshot, snapshot, tokenizer=demo.tokenizer))
     return 0 if result.identical else 1
 
@@ -95,6 +109,22 @@ def _report(result: DemoResult) -> str:
             f"({result.unshared_kv_bytes / max(1, result.kv_bytes):.1f}x)",
         ]
     )
+
+
+def _answers(result: DemoResult) -> str:
+    rows = [("tenant", "cached", "TTFT", "uncached", "answer")]
+    for request in result.requests:
+        lines = request.answer.strip().splitlines() or [""]
+        rows.append(
+            (
+                request.tenant,
+                str(request.cached_tokens),
+                f"{request.ttft_seconds * 1e3:.0f} ms",
+                f"{request.ttft_uncached_seconds * 1e3:.0f} ms",
+                quoted(shortened(lines[0], 72)),
+            )
+        )
+    return table(rows)
 
 
 class _Progress:

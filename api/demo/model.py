@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
-from kvtrie.api.tokenizer import Tokenizer, open_tokenizer
+from kvtrie.api.demo.requests import ChatRequest
+from kvtrie.api.huggingface.chat_prompt import first_prompt
+from kvtrie.api.huggingface.load_model import LoadedModel, load_model
+from kvtrie.api.smollm2 import is_smollm2
+from kvtrie.api.tokenizer import Tokenizer, open_tokenizer, tokenizer_of_transformers
 from kvtrie.prefix_tree.errors import InputError
 
 
@@ -19,6 +23,25 @@ class DemoModel:
     model: Any
     tokenizer: Tokenizer
     description: str
+    chat_tokenizer: Any = None
+    """transformers' tokenizer, where it has a chat template; None for a model whose answers nobody would read."""
+
+    def prompt(self, request: ChatRequest) -> list[int]:
+        """Tokens of a request: by the chat template where there is one, else as plain text.
+
+        Raises:
+            InputError: the chat template cannot render a system prompt and a message.
+        """
+        if self.chat_tokenizer is None:
+            return self.tokenizer.encode(request.text(), special_tokens=False)
+        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+        return first_prompt(self.chat_tokenizer, messages).tokens
+
+    def answer(self, tokens: list[int]) -> str:
+        """Text of an answer, without special tokens; empty where nobody would read it."""
+        if self.chat_tokenizer is None:
+            return ""
+        return str(self.chat_tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def random_llama() -> DemoModel:
@@ -45,18 +68,33 @@ def random_llama() -> DemoModel:
     )
 
 
-def load_model(name: str) -> DemoModel:
-    """A model and tokenizer from a directory or a hub id. Code that comes with either is not run.
+def demo_model(name: str) -> DemoModel:
+    """`smollm2`, or a model and tokenizer from a directory, a .gguf file or a hub id.
+
+    Code that comes with either is not run.
 
     Raises:
         InputError: there is no such model, or it cannot be loaded.
+        PackageMissing: a package that the model needs is not installed.
     """
-    from transformers import AutoModelForCausalLM
+    loaded = load_model(name) if is_smollm2(name) or Path(name).exists() else _of_hub(name)
+    if loaded.tokenizer is None:
+        return DemoModel(loaded.model, open_tokenizer("tekken"), loaded.description)
+    has_template = bool(getattr(loaded.tokenizer, "chat_template", None))
+    return DemoModel(
+        loaded.model,
+        tokenizer_of_transformers(loaded.tokenizer),
+        loaded.description,
+        loaded.tokenizer if has_template else None,
+    )
+
+
+def _of_hub(name: str) -> LoadedModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype="auto").eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load model {name!r}: {str(error).splitlines()[0]}") from None
-    has_tokenizer = not Path(name).is_dir() or any(Path(name).glob("tok*"))
-    tokenizer = open_tokenizer(name if has_tokenizer else "tekken")
-    return DemoModel(model, tokenizer, f"{name}: {type(model).__name__}")
+    return LoadedModel(model, tokenizer, f"{name}: {type(model).__name__}")

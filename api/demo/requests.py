@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def shipped_requests() -> list[ChatRequest]:
         system = (PROMPTS / f"{said['tenant']}.md").read_text(encoding="utf-8")
         requests.append(ChatRequest(said["tenant"], system, said["user"]))
     return requests
+
+
+def first_of_each_tenant(requests: list[ChatRequest], count: int) -> list[ChatRequest]:
+    """At most `count` requests of each tenant, in arrival order.
+
+    Raises:
+        InputError: `count` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"--per-tenant must be at least 1, got {count}")
+    seen: Counter[str] = Counter()
+    kept = []
+    for request in requests:
+        seen[request.tenant] += 1
+        if seen[request.tenant] <= count:
+            kept.append(request)
+    return kept
 
 
 def read_requests(path: Path) -> list[ChatRequest]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-import torch
-
 from kvtrie.api.demo.model import DemoModel
 from kvtrie.api.demo.requests import ChatRequest
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel
+from kvtrie.api.huggingface.plain_generate import plain_answer
 from kvtrie.prefix_tree.errors import InputError
 
 
@@ -30,6 +28,8 @@ class RequestResult:
     identical: bool
     """Whether both produced the same tokens."""
     output_tokens: list[int]
+    answer: str
+    """Their text; empty where the model is a random one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,9 @@ def run_demo(
         InputError: a prompt the model cannot take.
         PoolExhausted: a prompt the pool cannot hold.
     """
-    prompts = [demo.tokenizer.encode(request.text(), special_tokens=False) for request in requests]
-    _uncached(
-        demo.model, prompts[0][:16], 1
-    )  # the first call of a process pays for thread pools and the like
+    prompts = [demo.prompt(request) for request in requests]
+    # The first call of a process pays for thread pools and the like.
+    plain_answer(demo.model, prompts[0][:16], 1)
     done: list[RequestResult] = []
     kept_tokens = 0
     for request, prompt in zip(requests, prompts):
@@ -104,16 +103,17 @@ def run_demo(
         cached.engine.wait([completion])
         if completion.error is not None:
             raise completion.error
-        expected, ttft_uncached = _uncached(demo.model, prompt, new_tokens)
+        plain = plain_answer(demo.model, prompt, new_tokens)
         done.append(
             RequestResult(
                 tenant=request.tenant,
                 prompt_tokens=len(prompt),
                 cached_tokens=completion.cached_tokens,
                 ttft_seconds=completion.ttft_seconds,
-                ttft_uncached_seconds=ttft_uncached,
-                identical=completion.tokens == expected,
+                ttft_uncached_seconds=plain.ttft_seconds,
+                identical=completion.tokens == plain.tokens,
                 output_tokens=completion.tokens,
+                answer=demo.answer(completion.tokens),
             )
         )
         kept_tokens += len(prompt) + len(completion.tokens)
@@ -148,30 +148,3 @@ def _tenant_name(name: str) -> str:
     if not name.isprintable():
         raise InputError(f"tenant name {name!r} is not printable")
     return name.replace(":", "_") or "default"
-
-
-class _FirstToken:
-    """A streamer that notes when the first new token came."""
-
-    def __init__(self) -> None:
-        self.at: float | None = None
-        self._prompt_seen = False
-
-    def put(self, value: object) -> None:
-        if self._prompt_seen and self.at is None:
-            self.at = time.perf_counter()
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        """Nothing to flush."""
-
-
-def _uncached(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
-    """The model's own greedy tokens, and seconds to the first."""
-    streamer = _FirstToken()
-    ids = torch.tensor([prompt], device=model.device)
-    start = time.perf_counter()
-    with torch.no_grad():
-        output = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, streamer=streamer)
-    assert streamer.at is not None
-    return output[0, len(prompt) :].tolist(), streamer.at - start

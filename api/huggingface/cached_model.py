@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.engine.completion_pieces import completion_pieces
 from kvtrie.api.engine.engine import Engine
 from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
@@ -20,7 +21,6 @@ from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.engine.request import Completion, Request
 from kvtrie.api.engine.sampler import Sampling
 from kvtrie.api.engine.scopes import Scopes
-from kvtrie.api.engine.text_stream import TextStream
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.huggingface.generate_arguments import eos_tokens
 from kvtrie.api.huggingface.generate_check import check_generate
@@ -219,38 +219,11 @@ class PrefixCachedModel(ModelAttributes):
             KvtrieError: what `submit` raises, or what ended the request.
         """
         completion = self.submit(prompt, **arguments)
-        request = completion.request
         as_text = isinstance(prompt, str) or is_messages(prompt)
-        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.eos)
+        pieces = completion_pieces(self.engine, completion, self.tokenizer if as_text else None)
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
-
-    def _pieces(
-        self, completion: Completion, as_text: bool, prompt: Sequence[int] = (), eos: Collection[int] = ()
-    ) -> Iterator[str | int]:
-        """An empty piece at once, then those of `stream`: the text behind `prompt`, without `eos` tokens."""
-        seen = 0
-        try:
-            text = TextStream(self.tokenizer, prompt) if as_text else None
-            yield ""
-            while True:
-                while not completion.done and len(completion.tokens) == seen:
-                    self.engine.step()
-                fresh = completion.tokens[seen:]
-                seen += len(fresh)
-                if text is None:
-                    yield from fresh
-                elif piece := "".join(text.add(token) for token in fresh if token not in eos):
-                    yield piece
-                if completion.done and seen == len(completion.tokens):
-                    break
-            if completion.error is not None:
-                raise completion.error
-            if text is not None and (rest := text.finish()):
-                yield rest
-        finally:
-            self.engine.discard([completion])
 
     # ---- the cache itself
 
