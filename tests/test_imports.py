@@ -36,7 +36,7 @@ USERS = {
     "api/http/http_loop.py": "a sidecar as lower tier",
     "api/http/request_guard.py": "kvtrie sidecar",
     "api/http/watched_protocol.py": "kvtrie sidecar",
-    "api/sidecar/door.py": "kvtrie sidecar",
+    "api/http/door.py": "kvtrie sidecar and kvtrie serve",
     "api/sidecar/run_sidecar.py": "kvtrie sidecar",
     "api/http/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
     "store/redis_connection.py": "a Redis store",

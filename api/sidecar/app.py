@@ -13,6 +13,8 @@ from starlette.types import ASGIApp
 
 from kvtrie.api.http.byte_budget import BudgetExceeded, Charge
 from kvtrie.api.http.connection_table import ConnectionTable
+from kvtrie.api.http.door import Door
+from kvtrie.api.http.metrics_page import CONTENT_TYPE
 from kvtrie.api.http.record_frames import (
     SCOPE_HEADER,
     FrameReader,
@@ -23,8 +25,6 @@ from kvtrie.api.http.record_frames import (
 )
 from kvtrie.api.http.request_guard import RequestGuard
 from kvtrie.api.http.tenants import Tenants
-from kvtrie.api.sidecar.door import Door
-from kvtrie.api.sidecar.metrics import CONTENT_TYPE
 from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
@@ -45,7 +45,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     limits, chunk_tokens = sidecar.limits, sidecar.config.chunk_tokens
     connections = connections if connections is not None else ConnectionTable(limits)
-    door = Door(tenants, connections, sidecar.config.receive_budget_bytes)
+    door = Door(tenants, connections, sidecar.config.receive_budget_bytes, "kvtrie_sidecar")
     receiving = door.receiving
     max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
