@@ -33,6 +33,8 @@ USERS = {
     "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
     "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
     "api/http/byte_budget.py": "kvtrie sidecar",
+    "api/http/http_server.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/request_body.py": "kvtrie sidecar and kvtrie serve",
     "api/http/http_loop.py": "a sidecar as lower tier",
     "api/http/request_guard.py": "kvtrie sidecar",
     "api/http/watched_protocol.py": "kvtrie sidecar",

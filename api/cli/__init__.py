@@ -14,7 +14,7 @@ from types import ModuleType
 
 from kvtrie.prefix_tree.errors import InputError, KvtrieError
 
-COMMANDS = ("chat", "demo", "doctor", "dump", "explain", "sidecar", "stats", "trace")
+COMMANDS = ("chat", "demo", "doctor", "dump", "explain", "serve", "sidecar", "stats", "trace")
 """Each is a module of this package with `HELP`, `add_arguments(parser)` and `run(args) -> int`."""
 
 RENAMED = {"record": "trace record", "simulate": "trace simulate"}

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Sample = tuple[dict[str, str], int | float]
+Sample = tuple[dict[str, str], float]
 """Labels and value."""
 
 
@@ -47,7 +47,7 @@ class Page:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def family(self, name: str, kind: str, help_text: str, samples: list[Sample]) -> None:
+    def family(self, name: str, kind: str, help_text: str, samples: Sequence[Sample]) -> None:
         """Adds one family: its help, its type (`gauge` or `counter`) and a line per sample."""
         self._lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
         self._lines += [_line(name, labels, value) for labels, value in samples]

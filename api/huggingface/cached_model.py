@@ -176,6 +176,7 @@ class PrefixCachedModel(ModelAttributes):
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         eos: Collection[int] | None = None,
+        cache_salt: str = "",
     ) -> Completion:
         """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
 
@@ -189,13 +190,15 @@ class PrefixCachedModel(ModelAttributes):
             max_new_tokens: most tokens to produce.
             sampling: how tokens are chosen; default greedy.
             eos: tokens that end the completion; default the model's.
+            cache_salt: shares cached prefixes only with the tenant's requests of the same salt, and reads no shared
+                scope; "" shares with all of the tenant's requests without one.
 
         Raises:
             InputError: see `generate`.
             PoolExhausted: the prompt can never fit the pool.
         """
         self._check_open()
-        root, readable = self._roots(tenant)
+        root, readable = self._roots(tenant, cache_salt)
         base: Any = self._facts.model
         return self.engine.submit(
             Request(
@@ -224,6 +227,17 @@ class PrefixCachedModel(ModelAttributes):
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens that a prompt and its completion may have together: of the model, and of the pool."""
+        shape = self._memory.shape
+        return min(self._facts.max_positions, self._memory.pool.slots * shape.chunk_tokens)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids of prompts are below this."""
+        return int(getattr(self._facts.config, "vocab_size", self._facts.vocabulary))
 
     # ---- the cache itself
 
@@ -386,12 +400,16 @@ class PrefixCachedModel(ModelAttributes):
         forward: Any = self._facts.model.forward
         return PromptReader(self.tokenizer, forward).tokens(prompt, opens_reply=opens_reply)
 
-    def _root(self, scope: str) -> Root:
-        return self._memory.tree.root(self._identity.namespace(scope, self._scopes.salt_of(scope)))
+    def _root(self, scope: str, cache_salt: str = "") -> Root:
+        return self._memory.tree.root(
+            self._identity.namespace(scope, self._scopes.salt_of(scope, cache_salt))
+        )
 
-    def _roots(self, tenant: str | None) -> tuple[Root, list[Root]]:
+    def _roots(self, tenant: str | None, cache_salt: str = "") -> tuple[Root, list[Root]]:
         """The root of a tenant's namespace, and those of the shared scopes it reads."""
         who = self._tenant if tenant is None else tenant
         with self.engine.lock:
-            own = self._root(self._scopes.of_tenant(who))
+            own = self._root(self._scopes.of_tenant(who), cache_salt)
+            if cache_salt:
+                return own, []
             return own, [self._root(scope) for scope in self._scopes.readable_by(who)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kvtrie.prefix_tree.snapshot import NamespaceView
+
+FORMAT = "kvtrie-explanation"
+VERSION = 1
 
 FieldValue = str | int
 
@@ -143,3 +147,13 @@ class Explanation:
     gap: Gap | None
     scopes: list[str]
     """Every scope of the snapshot, if no scope was asked for and nothing matched; else empty."""
+
+
+def explanation_document(found: Explanation, decode: Callable[[Sequence[int]], str] | None) -> dict[str, Any]:
+    """An explanation as a JSON object; `decode` adds the text around a divergence."""
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(found)}
+    document["meaning"] = VERDICTS[found.verdict]
+    if found.divergence is not None and decode is not None:
+        for name in ("before", "prompt", "stored"):
+            document["divergence"][f"{name}_text"] = decode(getattr(found.divergence, name))
+    return document

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kvtrie.api.server.generation import EngineFailed
 from kvtrie.prefix_tree.errors import AccessDenied, CapacityError, InputError, PinBudgetExceeded
 
 _TYPES = {
@@ -70,6 +71,8 @@ def kvtrie_error(error: Exception) -> ApiError:
     """What the engine, the tree or the tokenizer refused; anything unexpected is an internal error."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, EngineFailed):
+        return ApiError(503, str(error), code="engine_failed")
     if isinstance(error, AccessDenied):
         return ApiError(403, str(error))
     if isinstance(error, PinBudgetExceeded):

@@ -216,7 +216,6 @@ class PinList(Reply):
 
     object: Literal["list"] = "list"
     data: list[PinCard]
-    pinned_bytes: int = Field(ge=0, description="Of the scopes that the caller sees.")
 
 
 class PinDeleted(Reply):

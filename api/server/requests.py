@@ -1,7 +1,8 @@
 """Bodies of requests, as OpenAI defines them, and a few fields that other servers have besides.
 
-Fields are strict: a number in quotes is no number. A field that is not listed is refused, because a misspelt one would
-otherwise change nothing and say nothing. Fields that OpenAI has and that mean nothing here are listed as ignored.
+Fields are strict: a number in quotes is no number. A field that is not listed is refused, because a misspelt one
+would otherwise change nothing and say nothing. Fields that OpenAI has and that mean nothing here are listed as
+ignored.
 """
 
 from __future__ import annotations
