@@ -143,6 +143,16 @@ class Engine:
         """Whether nothing is waiting or running."""
         return self._scheduler.idle
 
+    @property
+    def running(self) -> int:
+        """How many requests have memory and take part in steps. May be asked for in any thread."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be admitted. May be asked for in any thread."""
+        return len(self._scheduler.waiting)
+
     def run(self) -> None:
         """Steps until idle. Requests that fail carry their errors."""
         waiting = wait_of_this_thread(None)

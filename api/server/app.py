@@ -103,8 +103,10 @@ def create_app(model: ServedModel) -> ASGIApp:
     async def metrics(request: Request) -> Response:
         if not door.caller(request).is_admin:
             raise AccessDenied("metrics are about all tenants: use the admin key")
-        engine = await model.looking.run(model.generation.model.stats)
-        return Response(model.metrics.page(engine) + door.metrics(), headers={"Content-Type": CONTENT_TYPE})
+        engine = model.generation.model.engine
+        figures = await model.looking.run(model.generation.model.stats)
+        page = model.metrics.page(figures, engine.running, engine.waiting)
+        return Response(page + door.metrics(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.get("/livez")
     async def livez() -> Response:

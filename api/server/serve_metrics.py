@@ -76,11 +76,13 @@ class ServeMetrics:
             for (before, _), (at, tokens) in zip(choice.arrivals, choice.arrivals[1:]):
                 self._itl.observe((at - before) / tokens, tokens)
 
-    def page(self, engine: Mapping[str, Any]) -> str:
+    def page(self, engine: Mapping[str, Any], running: int, waiting: int) -> str:
         """The exposition of one moment.
 
         Args:
             engine: `PrefixCachedModel.stats()`.
+            running: requests that take part in steps.
+            waiting: requests that wait to be admitted.
         """
         page, model = Page(), self._model
         # 1. Times and lengths of requests.
@@ -119,7 +121,11 @@ class ServeMetrics:
             "kvtrie_num_preemptions_total", "counter", "Preemptions.", [(model, engine["preemptions"])]
         )
         page.family("kvtrie_evictions_total", "counter", "Chunks evicted.", [(model, engine["evictions"])])
-        # 3. The pool.
+        # 3. The engine, and the pool.
+        page.family(
+            "kvtrie_num_requests_running", "gauge", "Requests that take part in steps.", [(model, running)]
+        )
+        page.family("kvtrie_num_requests_waiting", "gauge", "Requests that wait.", [(model, waiting)])
         device = engine["device"]
         capacity = device["capacity_bytes"]
         page.family(
