@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         names=tuple(options["served_name"]) or (_name_of(options["model"]),),
         source=options["model"],
         max_body_bytes=parse_bytes(options["max_body"]),
+        chat_bytes=0 if options["chat_memory"] == "0" else parse_bytes(options["chat_memory"]),
         drain_seconds=options["drain_seconds"],
         failed_seconds=options["failed_seconds"],
     )

@@ -95,6 +95,7 @@ OPTIONS = (
     Option("step_tokens", "most tokens computed in one step", 2048, "N"),
     Option("max_running", "most sequences in one step", 256, "N"),
     Option("max_body", "longest body of a request", "16MiB", "SIZE"),
+    Option("chat_memory", "answered chats, whose tokens next turns continue; 0: none", "64MiB", "SIZE"),
     Option("drain_seconds", "what requests in progress get after SIGTERM", 30.0, "S"),
     Option("failed_seconds", "what readiness probes get to see that the engine failed, before the end", 5.0, "S"),
 )  # fmt: skip

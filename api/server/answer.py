@@ -11,6 +11,7 @@ from typing import Any
 
 from kvtrie.api.engine.text_stream import TextStream
 from kvtrie.api.http.tenants import Caller
+from kvtrie.api.server.answered_chats import AnsweredChats
 from kvtrie.api.server.api_error import kvtrie_error
 from kvtrie.api.server.choice import Choice, Piece, merged
 from kvtrie.api.server.generation import Generation, Wanted
@@ -34,14 +35,20 @@ class Answer:
 
     Args:
         job: what was asked for.
+        caller: who asked.
+        metrics: told of it at the end.
+        chats: told of answers at the end.
         is_chat: whether it is answered as a chat, or as a completion.
     """
 
-    def __init__(self, job: Job, caller: Caller, metrics: ServeMetrics, *, is_chat: bool) -> None:
+    def __init__(
+        self, job: Job, caller: Caller, metrics: ServeMetrics, chats: AnsweredChats, *, is_chat: bool
+    ) -> None:
         self.job = job
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._caller = caller
         self._metrics = metrics
+        self._chats = chats
         self._is_chat = is_chat
         self._created = int(time.time())
         self._choices: list[Choice] = []
@@ -76,6 +83,18 @@ class Answer:
         for choice in self._choices:
             choice.stream.end()
         self._metrics.ended(self._caller.name, self._choices, self.job)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Lets a next turn continue the tokens of these answers."""
+        chat = self.job.chat
+        if chat is None:
+            return
+        for choice in self._choices:
+            tokens = choice.whole_tokens
+            if tokens is not None:
+                text = "".join(choice.said)
+                self._chats.remember(chat.digest.with_answer(text), chat.prompt, tokens, text)
 
     async def whole(self) -> ChatReply | CompletionReply:
         """The answer at once.
@@ -83,14 +102,12 @@ class Answer:
         Raises:
             KvtrieError: what ended a request.
         """
-        count = len(self._choices)
-        texts: list[list[str]] = [[self._echo(index)] for index in range(count)]
-        reasons: dict[int, Any] = {}
         async with aclosing(merged(self._choices)) as pieces:
-            async for piece in pieces:
-                texts[piece.choice].append(piece.text)
-                reasons[piece.choice] = piece.finish_reason
-        said = ["".join(parts) for parts in texts]
+            async for _ in pieces:
+                pass
+        count = len(self._choices)
+        said = [self._echo(choice.index) + "".join(choice.said) for choice in self._choices]
+        reasons: list[Any] = [choice.ended_by for choice in self._choices]
         if self._is_chat:
             return ChatReply(
                 id=self.id,

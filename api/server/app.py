@@ -44,7 +44,7 @@ def create_app(model: ServedModel) -> ASGIApp:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     served, door, config = model.served, model.door, model.config
 
-    async def read(request: Request, work: Callable[[bytes], T]) -> tuple[Caller, T]:
+    async def read(request: Request, work: Callable[[bytes, Caller], T]) -> tuple[Caller, T]:
         """Who sent a request, and what `work` makes of its body in a thread."""
         caller = door.caller(request)
         with door.receiving.charge(caller.name) as charge:
@@ -54,13 +54,13 @@ def create_app(model: ServedModel) -> ASGIApp:
             except TimeoutError:
                 seconds = f"{config.body_seconds:g} s"
                 raise ApiError(408, f"the body took longer than {seconds}", headers=_CLOSE) from None
-            return caller, await model.pool.run(lambda: work(body))
+            return caller, await model.pool.run(lambda: work(body, caller))
 
-    async def answer(request: Request, work: Callable[[bytes], Job], *, is_chat: bool) -> Response:
+    async def answer(request: Request, work: Callable[[bytes, Caller], Job], *, is_chat: bool) -> Response:
         caller, job = await read(request, work)
         if caller.own_scope is None:
             raise AccessDenied("the admin key has no cache of its own: use a tenant's key")
-        answer = Answer(job, caller, model.metrics, is_chat=is_chat)
+        answer = Answer(job, caller, model.metrics, served.chats, is_chat=is_chat)
         try:
             await answer.begin(model.generation, served.text.optional_tokenizer)
             if job.is_stream:
@@ -72,11 +72,11 @@ def create_app(model: ServedModel) -> ASGIApp:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, lambda body: chat_job(served, body), is_chat=True)
+        return await answer(request, lambda body, caller: chat_job(served, body, caller.name), is_chat=True)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(request, lambda body: completion_job(served, body), is_chat=False)
+        return await answer(request, lambda body, _: completion_job(served, body), is_chat=False)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -93,11 +93,11 @@ def create_app(model: ServedModel) -> ASGIApp:
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        return _json((await read(request, lambda body: _tokenized(model, body)))[1])
+        return _json((await read(request, lambda body, _: _tokenized(model, body)))[1])
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        return _json((await read(request, lambda body: _detokenized(model, body)))[1])
+        return _json((await read(request, lambda body, _: _detokenized(model, body)))[1])
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
@@ -187,7 +187,7 @@ def _tokenized(model: ServedModel, body: bytes) -> TokenizeReply:
             opens_reply=asked.add_generation_prompt,
             continues_last=asked.continue_final_message,
             variables=asked.chat_template_kwargs,
-        )
+        ).tokens
     else:
         tokens = text.text(asked.prompt or "", special_tokens=asked.add_special_tokens)
     spelled = text.spelled(tokens) if asked.return_token_strs else None

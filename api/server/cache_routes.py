@@ -12,6 +12,7 @@ from kvtrie.api.http.tenants import NAME, Caller
 from kvtrie.api.inspection.explain import explain
 from kvtrie.api.inspection.explanation import Question, explanation_document
 from kvtrie.api.inspection.snapshot_filter import only_scope
+from kvtrie.api.server.answered_chats import ChatDigest
 from kvtrie.api.server.api_error import ApiError
 from kvtrie.api.server.job import check_tokens, parse
 from kvtrie.api.server.pin_shelf import PinShelf
@@ -26,7 +27,7 @@ T = TypeVar("T")
 class ReadBody(Protocol):
     """Who sent a request, and what is made of its body in a thread."""
 
-    def __call__(self, request: Request, work: Callable[[bytes], T]) -> Awaitable[tuple[Caller, T]]:
+    def __call__(self, request: Request, work: Callable[[bytes, Caller], T]) -> Awaitable[tuple[Caller, T]]:
         """See above."""
 
 
@@ -47,9 +48,9 @@ def add_cache_routes(app: FastAPI, model: ServedModel, read: ReadBody) -> None:
 
     @app.post("/v1/cache/explain")
     async def why(request: Request) -> Response:
-        def asked(body: bytes) -> tuple[ExplainRequest, list[int]]:
+        def asked(body: bytes, caller: Caller) -> tuple[ExplainRequest, list[int]]:
             found = parse(ExplainRequest, body)
-            return found, _tokens(model, found)
+            return found, _tokens(model, found, caller)
 
         caller, (question, tokens) = await read(request, asked)
         scope = _scope_asked(caller, question.tenant)
@@ -71,9 +72,9 @@ def add_cache_routes(app: FastAPI, model: ServedModel, read: ReadBody) -> None:
 
     @app.post("/v1/cache/pins")
     async def pin(request: Request) -> Response:
-        def asked(body: bytes) -> tuple[PinRequest, list[int]]:
+        def asked(body: bytes, caller: Caller) -> tuple[PinRequest, list[int]]:
             found = parse(PinRequest, body)
-            return found, _tokens(model, found)
+            return found, _tokens(model, found, caller)
 
         caller, (wanted, tokens) = await read(request, asked)
         _own(caller)
@@ -117,13 +118,16 @@ def _scope_asked(caller: Caller, tenant: str | None) -> str | None:
     return f"tenant:{tenant}"
 
 
-def _tokens(model: ServedModel, asked: CachedPrompt) -> list[int]:
+def _tokens(model: ServedModel, asked: CachedPrompt, caller: Caller) -> list[int]:
     given = [name for name in ("prompt", "messages", "tokens") if getattr(asked, name) is not None]
     if len(given) != 1:
         raise ApiError(400, f"send one of prompt, messages and tokens, got {given or 'none'}")
     text = model.served.text
     if asked.messages is not None:
-        tokens = text.messages(asked.messages, asked.tools, opens_reply=asked.add_generation_prompt)
+        besides = [[tool.model_dump() for tool in asked.tools or ()], {}]
+        digest = ChatDigest(caller.name, "", besides)
+        opens = asked.add_generation_prompt
+        tokens = text.chat(model.served.chats, digest, asked.messages, asked.tools, opens_reply=opens).tokens
     elif asked.prompt is not None:
         tokens = text.text(asked.prompt)
     else:

@@ -43,6 +43,10 @@ class Choice:
         """Tokens computed and used, the one that ended it included."""
         self.arrivals: list[tuple[float, int]] = []
         """When tokens came, and how many; seconds of `time.perf_counter`."""
+        self.said: list[str] = []
+        """Text so far, in pieces."""
+        self.ended_by: FinishReason | None = None
+        """None while it is under way, and where it was left."""
         self._text = text
         self._stop = StopText(stops)
 
@@ -63,14 +67,28 @@ class Choice:
                     break
             if self._stop.is_found:
                 self.stream.end()
-                yield Piece(self.index, "".join(said), "stop")
+                yield self._piece("".join(said), "stop")
                 return
             if text := "".join(said):
-                yield Piece(self.index, text, None)
+                yield self._piece(text, None)
         rest = "" if self._text is None else self._stop.add(self._text.finish())
         rest += self._stop.finish()
         is_stopped = completion.finish_reason == "stop" or self._stop.is_found
-        yield Piece(self.index, rest, "stop" if is_stopped else "length")
+        yield self._piece(rest, "stop" if is_stopped else "length")
+
+    @property
+    def whole_tokens(self) -> list[int] | None:
+        """Its tokens without the one that ended it; None where a stop string cut its text, or it was left."""
+        if self.ended_by is None or self._stop.is_found:
+            return None
+        completion = self.stream.completion
+        tokens = list(completion.tokens)
+        return tokens[:-1] if tokens and tokens[-1] in completion.request.eos else tokens
+
+    def _piece(self, text: str, reason: FinishReason | None) -> Piece:
+        self.said.append(text)
+        self.ended_by = reason
+        return Piece(self.index, text, reason)
 
     def _add(self, token: int, is_end: bool) -> str:
         if self._text is None or is_end:

@@ -80,7 +80,12 @@ class TokenStream:
 
     def moved(self) -> None:
         """Tells the event loop to look. Called by the thread that steps."""
-        self._loop.call_soon_threadsafe(self._moved.set)
+        try:
+            self._loop.call_soon_threadsafe(self._moved.set)
+        except RuntimeError:
+            # The event loop has ended, and whoever waited there with it.
+            if not self._loop.is_closed():
+                raise
 
 
 class Generation:

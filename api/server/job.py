@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.huggingface.chat_prompt import ChatPrompt
 from kvtrie.api.huggingface.generate_arguments import eos_tokens
+from kvtrie.api.server.answered_chats import AnsweredChats, ChatDigest
 from kvtrie.api.server.api_error import TOO_LONG, ApiError, validation_error
 from kvtrie.api.server.prompts import PromptText
 from kvtrie.api.server.requests import MOST_CHOICES, ChatRequest, CompletionRequest, SamplingFields
@@ -33,6 +35,14 @@ _OFF = {"min_p": 0, "presence_penalty": 0, "frequency_penalty": 0, "repetition_p
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredAs:
+    """A chat's prompt and the digest of its messages."""
+
+    prompt: ChatPrompt
+    digest: ChatDigest
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A checked request for one or more choices."""
 
@@ -52,6 +62,8 @@ class Job:
     cache_salt: str
     is_stream: bool
     includes_usage: bool
+    chat: AnsweredAs | None = None
+    """How to remember the answers; None where they are not to be continued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class Served:
     generation_config: Any
     """The model's own, whose sampling is the default where it samples at all."""
     text: PromptText
+    chats: AnsweredChats
 
 
 def parse(form: type[B], body: bytes) -> B:
@@ -97,8 +110,8 @@ def model_named(served: Served, name: str | None) -> str:
     )
 
 
-def chat_job(served: Served, raw: bytes) -> Job:
-    """The job of a chat's body.
+def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
+    """The job of a chat's body that a tenant sent.
 
     Raises:
         ApiError: names what cannot be served.
@@ -122,15 +135,22 @@ def chat_job(served: Served, raw: bytes) -> Job:
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
-    prompt = served.text.messages(
+    tools = None if body.tool_choice == "none" else body.tools
+    besides = [[tool.model_dump() for tool in tools or ()], variables]
+    digest = ChatDigest(tenant, body.cache_salt or "", besides)
+    prompt = served.text.chat(
+        served.chats,
+        digest,
         body.messages,
-        None if body.tool_choice == "none" else body.tools,
+        tools,
         opens_reply=body.add_generation_prompt,
         continues_last=body.continue_final_message,
         variables=variables,
     )
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    return _job(served, body, name, [prompt], [""], most, "messages")
+    job = _job(served, body, name, [prompt.tokens], [""], most, "messages")
+    # An answer that continues a message, or begins where none is opened, is no message of its own.
+    return replace(job, chat=AnsweredAs(prompt, digest)) if body.add_generation_prompt else job
 
 
 def completion_job(served: Served, raw: bytes) -> Job:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtrie.api.engine.prompt import encode_text
+from kvtrie.api.huggingface.chat_prompt import ChatPrompt
+from kvtrie.api.server.answered_chats import AnsweredChats, ChatDigest
 from kvtrie.api.server.api_error import ApiError
 from kvtrie.api.server.requests import ChatMessage, FunctionTool
 
@@ -64,8 +66,8 @@ class PromptText:
         opens_reply: bool = True,
         continues_last: bool = False,
         variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Tokens of messages as the chat template renders them.
+    ) -> ChatPrompt:
+        """Messages as the chat template renders them, and their tokens.
 
         Args:
             messages: in order.
@@ -96,17 +98,15 @@ class PromptText:
                 param="continue_final_message",
             )
         try:
-            return list(
-                tokenizer.apply_chat_template(
-                    [_as_template_wants(message) for message in messages],
-                    tools=[tool.model_dump(exclude_none=True) for tool in tools] if tools else None,
-                    add_generation_prompt=opens_reply,
-                    continue_final_message=continues_last,
-                    tokenize=True,
-                    return_dict=False,
-                    **(variables or {}),
-                )
+            text = tokenizer.apply_chat_template(
+                [as_template_wants(message) for message in messages],
+                tools=_plain(tools),
+                add_generation_prompt=opens_reply,
+                continue_final_message=continues_last,
+                tokenize=False,
+                **(variables or {}),
             )
+            return ChatPrompt(text, self.rendered(text))
         # A template is a program of its own, and raises what it pleases.
         except Exception as error:
             raise ApiError(
@@ -114,6 +114,35 @@ class PromptText:
                 f"the chat template cannot render these messages: {_first_line(error)}",
                 param="messages",
             ) from error
+
+    def rendered(self, text: str) -> list[int]:
+        """Tokens of rendered text, or of a part of it: a template writes all special tokens itself."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def chat(
+        self,
+        chats: AnsweredChats,
+        digest: ChatDigest,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[FunctionTool] | None,
+        **how: Any,
+    ) -> ChatPrompt:
+        """As `messages`; where they continue an answered chat, its tokens are continued.
+
+        Args:
+            chats: that were answered.
+            digest: of no message yet; all of them are added.
+            messages: see `messages`, also for what follows.
+        """
+        prompt = self.messages(messages, tools, **how)
+        answered = []
+        for message in messages:
+            so_far = digest.add(as_template_wants(message))
+            if message.role == "assistant":
+                answered.append(so_far)
+        return chats.continued(
+            answered, prompt, self.rendered, lambda tokens: str(self.tokenizer.decode(tokens))
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
@@ -131,7 +160,11 @@ class PromptText:
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(tokens))]
 
 
-def _as_template_wants(message: ChatMessage) -> dict[str, Any]:
+def _plain(tools: Sequence[FunctionTool] | None) -> list[dict[str, Any]] | None:
+    return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+
+
+def as_template_wants(message: ChatMessage) -> dict[str, Any]:
     """A message as chat templates expect it: one text, and arguments of calls as objects."""
     shown = message.model_dump(exclude_none=True)
     if isinstance(message.content, list):

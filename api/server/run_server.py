@@ -19,6 +19,7 @@ from kvtrie.api.http.http_server import server_config, surviving_signals, within
 from kvtrie.api.http.listeners import Listener, check_addresses, listening
 from kvtrie.api.http.tenants import Tenants
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel
+from kvtrie.api.server.answered_chats import AnsweredChats
 from kvtrie.api.server.app import create_app
 from kvtrie.api.server.generation import Generation
 from kvtrie.api.server.job import Served
@@ -68,6 +69,7 @@ def serve(
             vocabulary=model.vocabulary,
             generation_config=model.generation_config,
             text=PromptText(model.tokenizer),
+            chats=AnsweredChats(config.chat_bytes),
         ),
         Door(tenants, connections, config.receive_bytes, METRICS_PREFIX),
         ServeMetrics(config.names[0]),

@@ -40,6 +40,8 @@ class ServerConfig:
     """Time that requests in progress get to finish after SIGTERM or SIGINT."""
     failed_seconds: float = 5.0
     """Time between the end of the engine's thread and the end of the process: /readyz answers 503 meanwhile."""
+    chat_bytes: int = 64 << 20
+    """For texts and tokens of answered chats, whose next turns continue these tokens; 0 keeps none."""
     limits: Limits = field(default_factory=default_limits)
     """Of connections and requests."""
 

@@ -1,4 +1,4 @@
-"""Real `kvtrie serve` processes over a tiny random model with a small real tokenizer, and that model here as well."""
+"""Real `kvtrie serve` processes over a tiny random model with a small real tokenizer, and that model itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that leave or never end, signals, and an engine that dies: nothing is left held, and the exit code tells."""
+"""Clients that leave or never end, signals, an engine that dies: nothing is left held, the exit code tells."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class TestSignals:
         with client:
             until(lambda: server.metric("kvtrie_num_requests_running") == 32)
             server.signal(signal.SIGTERM)
-            assert server.ended() == 0
+            assert server.ended() == 0, server.said()
             assert not server.socket_path.exists()
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -23,6 +23,31 @@ def expected(plain: Plain, prompt: list[int], most: int = MOST) -> tuple[str, st
     return plain.text(tokens), "stop" if is_ended else "length", len(tokens)
 
 
+def five_turns(plain: Plain, first: str) -> list[tuple[list[dict[str, Any]], list[int], list[int]]] | None:
+    """Messages, prompt and answer of each turn of a chat, each prompt continuing the tokens of the turn before.
+
+    None where an answer has a special token: its text does not say it, so the text is what the next turn continues.
+    """
+    messages: list[dict[str, Any]] = [{"role": "user", "content": first}]
+    known: list[int] = []
+    text = ""
+    turns = []
+    for number in range(5):
+        rendered = plain.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert rendered.startswith(text)
+        prompt = known + plain.tokenizer.encode(rendered[len(text) :], add_special_tokens=False)
+        answer = plain.continued(prompt, MOST)
+        if set(answer) & set(plain.tokenizer.all_special_ids):
+            return None
+        turns.append((list(messages), prompt, answer))
+        known, text = prompt + answer, rendered + plain.text(answer)
+        messages += [
+            {"role": "assistant", "content": plain.text(answer)},
+            {"role": "user", "content": f"And turn {number + 2}?"},
+        ]
+    return turns
+
+
 class TestChat:
     def test_it_is_what_generate_answers(self, server: ServeProcess, plain: Plain) -> None:
         prompt = plain.prompt(MESSAGES)
@@ -123,30 +148,41 @@ class TestChat:
         assert reply.usage.prompt_tokens == len(rendered)
         assert reply.choices[0].message.content == expected(plain, rendered, 5)[0]
 
-    def test_each_turn_finds_what_the_turns_before_left(self, server: ServeProcess, plain: Plain) -> None:
-        messages: list[dict[str, Any]] = [{"role": "user", "content": "Five turns, please."}]
-        left: list[list[int]] = []
-        for turn in range(5):
-            prompt = plain.prompt(messages)
+    def test_each_turn_finds_what_the_turn_before_left(self, server: ServeProcess, plain: Plain) -> None:
+        turns = next(
+            found for i in range(50) if (found := five_turns(plain, f"Five turns, please: {i}.")) is not None
+        )
+        before = 0
+        for number, (messages, prompt, answer) in enumerate(turns):
             reply = server.client().chat.completions.create(
                 model=NAME, messages=messages, max_tokens=MOST, temperature=0
             )
-            # In whole chunks: the common part of this prompt and of any sequence that a turn before computed. Of a
-            # turn's own tokens the last one has no KV.
-            common = [
-                next(
-                    (i for i, (a, b) in enumerate(zip(known, prompt)) if a != b), min(len(known), len(prompt))
-                )
-                for known in left
-            ]
-            whole = max((shared // CHUNK_TOKENS * CHUNK_TOKENS for shared in common), default=0)
-            assert turn == 0 or whole > 0
-            assert reply.usage.prompt_tokens_details.cached_tokens >= min(whole, len(prompt) - 1)
-            left.append([*prompt, *plain.continued(prompt, MOST)[:-1]])
-            messages += [
-                {"role": "assistant", "content": reply.choices[0].message.content},
-                {"role": "user", "content": f"And turn {turn + 2}?"},
-            ]
+            assert reply.usage.prompt_tokens == len(prompt)
+            assert reply.choices[0].message.content == plain.text(answer)
+            # All whole chunks of the turn before: of its own tokens the last one has no KV.
+            left = max(0, before - 1) // CHUNK_TOKENS * CHUNK_TOKENS
+            assert number == 0 or left > 0
+            assert reply.usage.prompt_tokens_details.cached_tokens >= left
+            before = len(prompt) + len(answer)
+
+    def test_tokens_of_another_tenants_chat_are_not_continued(
+        self, tenant_server: ServeProcess, plain: Plain
+    ) -> None:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": "Whose tokens are these?"}]
+        arguments: Any = {"model": NAME, "max_tokens": MOST, "temperature": 0}
+        reply = tenant_server.client("acme-key").chat.completions.create(messages=messages, **arguments)
+        messages += [
+            {"role": "assistant", "content": reply.choices[0].message.content},
+            {"role": "user", "content": "Go on."},
+        ]
+        counts = {
+            key: tenant_server.client(key).chat.completions.create(messages=messages, **arguments).usage
+            for key in ("acme-key", "bolt-key")
+        }
+        prompt = plain.prompt(messages)
+        assert counts["bolt-key"].prompt_tokens == len(prompt)
+        # What a random model says is not what the tokenizer makes of its text.
+        assert counts["acme-key"].prompt_tokens < len(prompt)
 
 
 class TestChoices:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ def test_one_piece_is_cut_at_the_first_stop(stops: list[str], text: str) -> None
 @given(st.text("ab", min_size=1, max_size=4), TEXT, st.lists(st.integers(0, 30), max_size=6))
 def test_cuts_change_nothing(stop: str, text: str, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(places, places[1:])]
+    pieces = [text[a:b] for a, b in pairwise(places)]
     assert passed_on([stop], pieces) == passed_on([stop], [text])
 
 

