@@ -1,8 +1,8 @@
 """Chats that were answered: a next turn continues the tokens of the turn before, and finds them in the tree.
 
 A chat is sent anew with every turn, as text. An answer that is tokenized again may have other tokens than those
-that the model chose, and the tree holds the chosen ones. So the tokens of answered chats are remembered by a digest of
-their messages. A prompt whose text continues such a chat's text continues its tokens too; the text is the same.
+that the model chose, and the tree holds the chosen ones. So the tokens of answered chats are remembered by a digest
+of their messages. A prompt whose text continues such a chat's text continues its tokens too; the text is the same.
 
 A chat is found by its own tenant only, with the same salt, tools and variables of the template.
 """
