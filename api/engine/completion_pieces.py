@@ -11,7 +11,9 @@ from kvtrie.api.engine.text_stream import TextStream
 
 
 def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) -> Iterator[str | int]:
-    """Steps `engine` and yields what it computes of a completion: an empty piece at once, then pieces of text.
+    """Yields what `engine` computes of a completion: an empty piece at once, then pieces of text.
+
+    This thread steps, unless the engine has a loop.
 
     Pieces of text, joined, are what the completion adds to the text of its prompt, without special tokens and the
     token that ended it. Closing the iterator, once it has begun, cancels the request.
@@ -28,8 +30,7 @@ def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) ->
         text = None if tokenizer is None else TextStream(tokenizer, request.tokens.tolist())
         yield ""
         while True:
-            while not completion.done and len(completion.tokens) == seen:
-                engine.step()
+            engine.wait_for_token(completion, seen)
             fresh = completion.tokens[seen:]
             seen += len(fresh)
             if text is None:

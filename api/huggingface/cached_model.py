@@ -177,8 +177,13 @@ class PrefixCachedModel(ModelAttributes):
         sampling: Sampling | None = None,
         eos: Collection[int] | None = None,
         cache_salt: str = "",
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+        request_id: str | None = None,
     ) -> Completion:
-        """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
+        """Queues a prompt for continuous batching; `engine.step()`, `engine.run()` or an `EngineLoop` moves it on.
+
+        Does not wait for a step that is under way, unless the model was changed since the last request.
 
         Args:
             prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or
@@ -192,10 +197,16 @@ class PrefixCachedModel(ModelAttributes):
             eos: tokens that end the completion; default the model's.
             cache_salt: shares cached prefixes only with the tenant's requests of the same salt, and reads no shared
                 scope; "" shares with all of the tenant's requests without one.
+            priority: requests of smaller numbers are admitted first among those of the same tenant.
+            deadline_seconds: the request ends as `expired` if it is not done so long after this call; None for no
+                end.
+            request_id: a name for `engine.abort`.
 
         Raises:
             InputError: see `generate`.
             PoolExhausted: the prompt can never fit the pool.
+            QueueFull: as many requests wait already as may; it says when to ask again.
+            EngineStopped: the engine's loop has failed, or is about to end.
         """
         self._check_open()
         root, readable = self._roots(tenant, cache_salt)
@@ -208,6 +219,9 @@ class PrefixCachedModel(ModelAttributes):
                 max_new_tokens,
                 eos_tokens(base.generation_config) if eos is None else eos,
                 sampling or Sampling(),
+                priority=priority,
+                deadline_seconds=deadline_seconds,
+                request_id=request_id,
             )
         )
 
@@ -367,7 +381,7 @@ class PrefixCachedModel(ModelAttributes):
     # ---- life
 
     def close(self) -> None:
-        """Cancels what is under way, and lets go of the lower tier.
+        """Cancels what is under way, stops the engine's loop, and lets go of the lower tier.
 
         What the tier was offered is written first, within a short deadline.
         """
@@ -375,6 +389,8 @@ class PrefixCachedModel(ModelAttributes):
             return
         self._closed = True
         try:
+            if self.engine.loop is not None:
+                self.engine.loop.stop(drain=False)
             self.engine.cancel_all()
         finally:
             self.engine.watch.close()
@@ -401,15 +417,18 @@ class PrefixCachedModel(ModelAttributes):
         return PromptReader(self.tokenizer, forward).tokens(prompt, opens_reply=opens_reply)
 
     def _root(self, scope: str, cache_salt: str = "") -> Root:
-        return self._memory.tree.root(
-            self._identity.namespace(scope, self._scopes.salt_of(scope, cache_salt))
-        )
+        salt = self._scopes.salt_of(scope, cache_salt)
+        namespace = self._identity.known_namespace(scope, salt)
+        if namespace is None:
+            # The model has changed. It is digested between two steps: that may write to it.
+            with self.engine.lock:
+                namespace = self._identity.namespace(scope, salt)
+        return self._memory.tree.root(namespace)
 
     def _roots(self, tenant: str | None, cache_salt: str = "") -> tuple[Root, list[Root]]:
         """The root of a tenant's namespace, and those of the shared scopes it reads."""
         who = self._tenant if tenant is None else tenant
-        with self.engine.lock:
-            own = self._root(self._scopes.of_tenant(who), cache_salt)
-            if cache_salt:
-                return own, []
-            return own, [self._root(scope) for scope in self._scopes.readable_by(who)]
+        own = self._root(self._scopes.of_tenant(who), cache_salt)
+        if cache_salt:
+            return own, []
+        return own, [self._root(scope) for scope in self._scopes.readable_by(who)]

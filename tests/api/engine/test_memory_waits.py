@@ -320,15 +320,17 @@ def test_under_the_engine_s_lock_nobody_can_free_any(cached: PrefixCachedModel) 
 
 def test_requests_make_way_for_rows_of_generate(cached: PrefixCachedModel) -> None:
     """Rows cannot wait for slots; a request that has begun can. Nobody steps while the rows go on."""
-    completion = cached.submit(ASKING, max_new_tokens=4 * CHUNK, eos=())
+    begun: list[Completion] = []
     slots = cached.engine.memory.pool.free_slots
 
     def fill() -> None:
-        while slots.free and not completion.preemptions:
+        if not begun:
+            begun.append(cached.submit(ASKING, max_new_tokens=4 * CHUNK, eos=()))
+        while slots.free and not begun[0].preemptions:
             cached.engine.step()
 
     row = HOLDING[: 3 * CHUNK - 2]
     assert generate(cached, row, 8 * CHUNK, fill) == greedy(cached.model, row, 8 * CHUNK)
-    assert completion.preemptions == 1
+    assert begun[0].preemptions == 1
     cached.engine.run()
-    assert_same(cached.model, completion)
+    assert_same(cached.model, begun[0])
