@@ -18,14 +18,13 @@ import logging
 import threading
 import time
 
-import torch
-
 from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.handed_over import HandedOver
 from kvtrie.api.engine.held_interrupts import HeldInterrupts
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.request import Completion, Job, Request
-from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.grammar import Grammars
 from kvtrie.api.engine.scheduler import Scheduler
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
@@ -66,6 +65,8 @@ class Engine:
             identity,
             graphs_for=self.config.max_running if self.config.decode_graphs else 0,
         )
+        self._chooser = Chooser()
+        self._grammars = Grammars()
         self._is_stepping = False
         self._holders = HandedOver(self._make_way)
         self._waits = Waits()
@@ -81,14 +82,15 @@ class Engine:
         """Queues a request; `step` moves it on.
 
         Raises:
-            InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or a
-                root of another tree.
+            InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, a
+                constraint that the tokenizer or its size does not admit, or a root of another tree.
             PoolExhausted: prompt and completion together can never fit the pool.
         """
         if len(request.tokens) or not request.prefill_only:
             self.check(request.tokens, request.max_new_tokens)
         completion = Completion(request, time.perf_counter())
         job = Job(completion)
+        self._check_sampling(job)
         with self.lock, HeldInterrupts():
             for root in (request.root, *request.readable):
                 if self.memory.tree.root(root.namespace) is not root:
@@ -97,6 +99,16 @@ class Engine:
             self.memory.counters["requests"] += 1
             self.memory.counters["prompt_tokens"] += len(request.tokens)
         return completion
+
+    def _check_sampling(self, job: Job) -> None:
+        """Whether a request's tokens can be chosen as it asks. Opens its constraint: without the lock, as this may
+        take a second."""
+        request, vocabulary = job.completion.request, self._steps.runner.vocabulary
+        request.sampling.check_vocabulary(vocabulary)
+        if request.sampling.constraint is not None and not request.prefill_only:
+            job.grammar = self._grammars.open(
+                request.sampling.constraint, request.tokenizer, vocabulary, request.ends
+            )
 
     def check(self, tokens: TokenArray, max_new_tokens: int) -> None:
         """Whether a prompt and its completion can be run at all.
@@ -241,9 +253,10 @@ class Engine:
             for job, _ in batch:
                 self._finish(job, "error", error, poisoned=True)
             return
+        choices = self._choose(batch, outcome)
         for row, (job, rows) in enumerate(batch):
             try:
-                self._take_in(job, rows, outcome, row)
+                self._take_in(job, rows, outcome, row, choices.get(row))
             except Exception as error:
                 self._finish(job, "error", error)
             except BaseException:
@@ -252,7 +265,24 @@ class Engine:
                     self._scheduler.preempt(job)
                 raise
 
-    def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
+    def _choose(self, batch: list[tuple[Job, int]], outcome: StepOutcome) -> dict[int, Choice | Exception]:
+        """Next tokens of the rows whose prompt is in with this step, or the errors that end their requests."""
+        choices: dict[int, Choice | Exception] = {}
+        samplers = {}
+        for row, (job, rows) in enumerate(batch):
+            if outcome.finite[row] and job.to_compute == rows and not job.completion.request.prefill_only:
+                try:
+                    samplers[row] = job.start_sampling()
+                except Exception as error:
+                    choices[row] = error
+        places = list(samplers)
+        likeliest = [outcome.likeliest[row] for row in places]
+        found = self._chooser.choose(list(samplers.values()), outcome.logits, places, likeliest)
+        return choices | dict(zip(places, found))
+
+    def _take_in(
+        self, job: Job, rows: int, outcome: StepOutcome, row: int, choice: Choice | Exception | None
+    ) -> None:
         """What a forward pass computed for one job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
             error: Exception = InputError(
@@ -265,32 +295,29 @@ class Engine:
                 "was cached. Check the weights and the dtype"
             )
         else:
-            self._advance(job, rows, outcome.likeliest[row], outcome.logits[row])
+            self._advance(job, rows, choice)
             return
         self._finish(job, "error", error, poisoned=True)
 
-    def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
-        """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
+    def _advance(self, job: Job, rows: int, choice: Choice | Exception | None) -> None:
+        """Commits what a finite forward pass wrote, and adds the token chosen once the whole prompt is in."""
         assert job.kv is not None
         start = job.kv.context_tokens
         job.kv.commit(job.tokens[start : start + rows])
         if job.to_compute:
             return
-        completion, request = job.completion, job.completion.request
-        if request.prefill_only:
+        completion = job.completion
+        if completion.request.prefill_only:
             self._finish(job, "prefilled")
             return
-        if job.sampler is None:
-            job.sampler = Sampler(request.sampling, logits.device)
-        token = likeliest if job.sampler.greedy else job.sampler.next_token(logits, job.tokens)
-        job.tokens.append(token)
-        completion.tokens.append(token)
+        assert choice is not None
+        if isinstance(choice, Exception):
+            raise choice
+        reason = job.take(choice)
         if completion.first_token_at is None:
             completion.first_token_at = time.perf_counter()
-        if token in request.eos:
-            self._finish(job, "stop")
-        elif len(completion.tokens) >= request.max_new_tokens:
-            self._finish(job, "length")
+        if reason is not None:
+            self._finish(job, reason)
 
     def _finish(
         self, job: Job, reason: str, error: Exception | None = None, *, poisoned: bool = False

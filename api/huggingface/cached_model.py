@@ -18,7 +18,7 @@ from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.engine.request import Completion, Request
-from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.engine.sampling.parameters import Sampling
 from kvtrie.api.engine.scopes import Scopes
 from kvtrie.api.engine.text_stream import TextStream
 from kvtrie.api.eviction import Eviction
@@ -176,6 +176,8 @@ class PrefixCachedModel(ModelAttributes):
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         eos: Collection[int] | None = None,
+        stop: str | Sequence[str] = (),
+        include_stop: bool = False,
     ) -> Completion:
         """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
 
@@ -189,14 +191,19 @@ class PrefixCachedModel(ModelAttributes):
             max_new_tokens: most tokens to produce.
             sampling: how tokens are chosen; default greedy.
             eos: tokens that end the completion; default the model's.
+            stop: strings that end the completion where its text has one of them; its text ends before it.
+            include_stop: the text ends with that string.
 
         Raises:
-            InputError: see `generate`.
+            InputError: see `generate`; stop strings or a constraint without a tokenizer.
             PoolExhausted: the prompt can never fit the pool.
         """
         self._check_open()
         root, readable = self._roots(tenant)
         base: Any = self._facts.model
+        sampling = sampling or Sampling()
+        # Text costs time, and only these look at it.
+        needs_text = bool(stop) or getattr(sampling, "constraint", None) is not None
         return self.engine.submit(
             Request(
                 self._tokens(prompt),
@@ -204,7 +211,10 @@ class PrefixCachedModel(ModelAttributes):
                 readable,
                 max_new_tokens,
                 eos_tokens(base.generation_config) if eos is None else eos,
-                sampling or Sampling(),
+                sampling,
+                stop=(stop,) if isinstance(stop, str) else stop,
+                include_stop=include_stop,
+                tokenizer=self.tokenizer if needs_text else None,
             )
         )
 
@@ -221,7 +231,7 @@ class PrefixCachedModel(ModelAttributes):
         completion = self.submit(prompt, **arguments)
         request = completion.request
         as_text = isinstance(prompt, str) or is_messages(prompt)
-        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.eos)
+        pieces = self._pieces(completion, as_text, request.tokens.tolist(), request.ends)
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
@@ -231,19 +241,22 @@ class PrefixCachedModel(ModelAttributes):
     ) -> Iterator[str | int]:
         """An empty piece at once, then those of `stream`: the text behind `prompt`, without `eos` tokens."""
         seen = 0
+        decides = completion.request.tokenizer is not None
         try:
-            text = TextStream(self.tokenizer, prompt) if as_text else None
+            text = TextStream(self.tokenizer, prompt) if as_text and not decides else None
             yield ""
             while True:
-                while not completion.done and len(completion.tokens) == seen:
+                # Where stop strings may end it, the text is the completion's own: only that is decided.
+                parts: list[Any] = completion.texts if as_text and decides else completion.tokens
+                while not completion.done and len(parts) == seen:
                     self.engine.step()
-                fresh = completion.tokens[seen:]
+                fresh = parts[seen:]
                 seen += len(fresh)
                 if text is None:
                     yield from fresh
                 elif piece := "".join(text.add(token) for token in fresh if token not in eos):
                     yield piece
-                if completion.done and seen == len(completion.tokens):
+                if completion.done and seen == len(parts):
                     break
             if completion.error is not None:
                 raise completion.error
