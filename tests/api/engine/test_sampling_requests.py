@@ -136,19 +136,23 @@ def test_a_request_has_the_same_tokens_alone_and_in_any_batch(cached: PrefixCach
         assert [one.tokens for one in together] == [alone[i] for i in places]
 
 
-def test_preemption_repeats_no_draw() -> None:
-    """In a pool that holds about two of the eight sequences at once."""
-    with wrapped(small_model(), chunks=200) as wide:
-        expected = [complete(wide, ROWS[i % 3], new=NEW, sampling=one)[0] for i, one in enumerate(MIXED)]
-    with wrapped(small_model(), chunks=16) as narrow:
-        found = [
-            narrow.submit(ROWS[i % 3], max_new_tokens=NEW, sampling=one, eos=())
-            for i, one in enumerate(MIXED)
-        ]
-        run_to_the_end(narrow)
-        assert narrow.stats()["preemptions"] > 0
-        assert [one.tokens for one in found] == [one.tokens for one in expected]
-        assert [len(one.logprobs) for one in found] == [len(one.logprobs) for one in expected]
+def test_preemption_repeats_no_draw(cached: PrefixCachedModel) -> None:
+    """The youngest is preempted after every second step, and all of them at times."""
+    expected = [complete(cached, ROWS[i % 3], new=NEW, sampling=one)[0] for i, one in enumerate(MIXED)]
+    found = [
+        cached.submit(ROWS[i % 3], max_new_tokens=NEW, sampling=one, eos=()) for i, one in enumerate(MIXED)
+    ]
+    steps = 0
+    while not cached.engine.idle:
+        cached.engine.step()
+        steps += 1
+        if steps % 2 == 0:
+            cached.engine._make_way()
+        while steps % 11 == 0 and cached.engine._make_way():
+            pass
+    assert sum(one.preemptions for one in found) > 20
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert [len(one.logprobs) for one in found] == [len(one.logprobs) for one in expected]
 
 
 def test_several_completions_of_one_prompt(cached: PrefixCachedModel) -> None:
