@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvtrie.api.engine.engine import Engine
     from kvtrie.api.engine.engine_config import EngineConfig
     from kvtrie.api.engine.request import Completion, Request
-    from kvtrie.api.engine.sampler import Sampling
+    from kvtrie.api.engine.sampling.parameters import Sampling
     from kvtrie.api.eviction import Eviction
     from kvtrie.api.huggingface.cached_model import PrefixCachedModel, Warmed
     from kvtrie.api.tiers.lower_tier import LowerTier
@@ -40,7 +40,7 @@ _HOME = {
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",
     "Request": "engine.request",
-    "Sampling": "engine.sampler",
+    "Sampling": "engine.sampling.parameters",
     "SidecarTier": "tiers.sidecar_tier",
     "Warmed": "huggingface.cached_model",
 }

@@ -25,19 +25,28 @@ def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) ->
     Raises:
         KvtrieError: what ended the request.
     """
-    request, seen = completion.request, 0
+    request = completion.request
+    # Where stop strings may end it, the text is the completion's own: only that is decided.
+    is_decided = tokenizer is not None and request.tokenizer is not None
+    seen = said = 0
     try:
-        text = None if tokenizer is None else TextStream(tokenizer, request.tokens.tolist())
+        text = None if tokenizer is None or is_decided else TextStream(tokenizer, request.tokens.tolist())
         yield ""
         while True:
             engine.wait_for_token(completion, seen)
+            is_done = completion.done
             fresh = completion.tokens[seen:]
             seen += len(fresh)
-            if text is None:
+            if is_decided:
+                pieces = completion.texts[said:]
+                said += len(pieces)
+                if piece := "".join(pieces):
+                    yield piece
+            elif text is None:
                 yield from fresh
-            elif piece := "".join(text.add(token) for token in fresh if token not in request.eos):
+            elif piece := "".join(text.add(token) for token in fresh if token not in request.ends):
                 yield piece
-            if completion.done and seen == len(completion.tokens):
+            if is_done:
                 break
         if completion.error is not None:
             raise completion.error

@@ -25,8 +25,6 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TypeVar
 
-import torch
-
 from kvtrie.api.engine.driving import Driving
 from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.fair_queue import FairQueue
@@ -36,7 +34,8 @@ from kvtrie.api.engine.inbox import Inbox
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.memory_waits import MemoryWaits
 from kvtrie.api.engine.request import Completion, Job, Request
-from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.grammar import Grammars
 from kvtrie.api.engine.scheduler import Scheduler
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
@@ -94,6 +93,8 @@ class Engine(Driving):
             identity,
             graphs_for=self.config.max_running if self.config.decode_graphs else 0,
         )
+        self._chooser = Chooser()
+        self._grammars = Grammars()
         self._is_stepping = False
         self._holders = HandedOver(self._make_way)
         self._scheduler = Scheduler(
@@ -123,8 +124,8 @@ class Engine(Driving):
         """Queues a request; `step` moves it on. Waits for nothing, whatever a step does meanwhile.
 
         Raises:
-            InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or a
-                root of another tree.
+            InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, a
+                constraint that the tokenizer or its size does not admit, or a root of another tree.
             PoolExhausted: prompt and completion together can never fit the pool.
             QueueFull: as many requests, or tokens of requests, wait already as may.
             EngineStopped: the engine's loop has failed, or is about to end.
@@ -140,6 +141,7 @@ class Engine(Driving):
         expires_at = None if request.deadline_seconds is None else self._clock() + request.deadline_seconds
         completion = Completion(request, time.perf_counter(), expires_at, self._inbox.cancelled)
         job = Job(completion, next(self._numbers))
+        self._check_sampling(job)
         if not request.prefill_only:
             waiting = len(self._inbox) + self._scheduler.waiting
             tokens = self._inbox.tokens + self._scheduler.waiting_tokens
@@ -167,6 +169,16 @@ class Engine(Driving):
                     self._tell()
             finally:
                 self.lock.release()
+
+    def _check_sampling(self, job: Job) -> None:
+        """Whether a request's tokens can be chosen as it asks. Opens its constraint: without the lock, as this may
+        take a second."""
+        request, vocabulary = job.completion.request, self._steps.runner.vocabulary
+        request.sampling.check_vocabulary(vocabulary)
+        if request.sampling.constraint is not None and not request.prefill_only:
+            job.grammar = self._grammars.open(
+                request.sampling.constraint, request.tokenizer, vocabulary, request.ends
+            )
 
     def check(self, tokens: TokenArray, max_new_tokens: int) -> None:
         """Whether a prompt and its completion can be run at all.
@@ -397,9 +409,10 @@ class Engine(Driving):
             for job, _ in batch:
                 self._finish(job, "error", error, poisoned=True)
             return
+        choices = self._choose(batch, outcome)
         for row, (job, rows) in enumerate(batch):
             try:
-                self._take_in(job, rows, outcome, row)
+                self._take_in(job, rows, outcome, row, choices.get(row))
             except Exception as error:
                 self._finish(job, "error", error)
             except BaseException:
@@ -410,7 +423,24 @@ class Engine(Driving):
             if job.completion.is_listened_to:
                 self._news.append(job.completion)
 
-    def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
+    def _choose(self, batch: list[tuple[Job, int]], outcome: StepOutcome) -> dict[int, Choice | Exception]:
+        """Next tokens of the rows whose prompt is in with this step, or the errors that end their requests."""
+        choices: dict[int, Choice | Exception] = {}
+        samplers = {}
+        for row, (job, rows) in enumerate(batch):
+            if outcome.finite[row] and job.to_compute == rows and not job.completion.request.prefill_only:
+                try:
+                    samplers[row] = job.start_sampling()
+                except Exception as error:
+                    choices[row] = error
+        places = list(samplers)
+        likeliest = [outcome.likeliest[row] for row in places]
+        found = self._chooser.choose(list(samplers.values()), outcome.logits, places, likeliest)
+        return choices | dict(zip(places, found))
+
+    def _take_in(
+        self, job: Job, rows: int, outcome: StepOutcome, row: int, choice: Choice | Exception | None
+    ) -> None:
         """What a forward pass computed for one job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
             error: Exception = InputError(
@@ -423,32 +453,29 @@ class Engine(Driving):
                 "was cached. Check the weights and the dtype"
             )
         else:
-            self._advance(job, rows, outcome.likeliest[row], outcome.logits[row])
+            self._advance(job, rows, choice)
             return
         self._finish(job, "error", error, poisoned=True)
 
-    def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
-        """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
+    def _advance(self, job: Job, rows: int, choice: Choice | Exception | None) -> None:
+        """Commits what a finite forward pass wrote, and adds the token chosen once the whole prompt is in."""
         assert job.kv is not None
         start = job.kv.context_tokens
         job.kv.commit(job.tokens[start : start + rows])
         if job.to_compute:
             return
-        completion, request = job.completion, job.completion.request
-        if request.prefill_only:
+        completion = job.completion
+        if completion.request.prefill_only:
             self._finish(job, "prefilled")
             return
-        if job.sampler is None:
-            job.sampler = Sampler(request.sampling, logits.device)
-        token = likeliest if job.sampler.greedy else job.sampler.next_token(logits, job.tokens)
-        job.tokens.append(token)
-        completion.tokens.append(token)
+        assert choice is not None
+        if isinstance(choice, Exception):
+            raise choice
+        reason = job.take(choice)
         if completion.first_token_at is None:
             completion.first_token_at = time.perf_counter()
-        if token in request.eos:
-            self._finish(job, "stop")
-        elif len(completion.tokens) >= request.max_new_tokens:
-            self._finish(job, "length")
+        if reason is not None:
+            self._finish(job, reason)
 
     def _finish(
         self, job: Job, reason: str, error: Exception | None = None, *, poisoned: bool = False

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from kvtrie.api.engine.completion_events import OnceCallbacks, TokenCallback
-from kvtrie.api.engine.sampler import Sampler, Sampling, whole_number
+from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sampling.checked_numbers import flag, token_set, whole_number
+from kvtrie.api.engine.sampling.choose import Choice
+from kvtrie.api.engine.sampling.grammar import GrammarState
+from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
+from kvtrie.api.engine.sampling.parameters import Sampling
+from kvtrie.api.engine.sampling.stop_strings import StoppedText
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.token_iterator import TokenIterator
 from kvtrie.prefix_tree import Node, Root
@@ -48,10 +54,18 @@ class Request:
     """From submission; a request that is not done by then ends as `expired`. None for no end."""
     request_id: str | None = None
     """A name for `Engine.abort`; several requests may have the same one."""
+    stop: Sequence[str] = ()
+    """Strings that end the completion at the token that completes one of them. `Completion.text` ends before
+    it."""
+    include_stop: bool = False
+    """`Completion.text` ends with the string that ended it."""
+    tokenizer: Any = None
+    """Decodes the completion where `stop` is given, and spells the tokens for `Sampling.constraint`. Where it is
+    given, `Completion.text` is computed."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prefill_only, bool):
-            raise InputError(f"prefill_only must be True or False, got {self.prefill_only!r}")
+        flag("prefill_only", self.prefill_only)
+        flag("include_stop", self.include_stop)
         most = whole_number("max_new_tokens", self.max_new_tokens)
         least = 0 if self.prefill_only else 1
         if most < least:
@@ -74,15 +88,24 @@ class Request:
         object.__setattr__(self, "priority", whole_number("priority", self.priority))
         object.__setattr__(self, "tokens", as_tokens(self.tokens))
         object.__setattr__(self, "max_new_tokens", most)
-        object.__setattr__(self, "eos", _token_set(self.eos))
+        object.__setattr__(self, "eos", token_set("eos", self.eos))
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        needs = "stop strings need" if self.stop else "a constraint needs" if self.sampling.constraint else ""
+        if needs and self.tokenizer is None:
+            raise InputError(f"{needs} a tokenizer; pass one with the request, or to the wrapper")
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end the completion."""
+        stops = frozenset(self.sampling.stop_token_ids)
+        return stops if self.sampling.ignore_eos else stops | frozenset(self.eos)
 
 
-def _token_set(eos: Any) -> frozenset[int]:
-    try:
-        tokens = list(eos)
-    except TypeError:
-        raise InputError(f"eos must be a collection of token ids, e.g. {{2}}, got {eos!r}") from None
-    return frozenset(whole_number("a token id in eos", token) for token in tokens)
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, Sequence) or not all(isinstance(string, str) and string for string in strings):
+        raise InputError(f"stop must be strings of at least one character, got {stop!r}")
+    return tuple(dict.fromkeys(strings))
 
 
 class Completion:
@@ -108,6 +131,13 @@ class Completion:
         self.request = request
         self.tokens: list[int] = []
         """New tokens so far."""
+        self.logprobs: list[ChosenLogprobs] = []
+        """Of each new token, where `Sampling.logprobs` is set."""
+        self.texts: list[str] = []
+        """Pieces of text that are decided, where the request has a tokenizer. No stop string, nor the beginning
+        of one, is among them while it may still end the completion."""
+        self.stopped_by: int | str | None = None
+        """The token or the string that ended the completion with finish reason `stop`."""
         self.cached_tokens = 0
         """Prompt tokens that were not computed for this request, as of its first admission."""
         self.finish_reason: str | None = None
@@ -195,6 +225,12 @@ class Completion:
             self.ended.call()
 
     @property
+    def text(self) -> str:
+        """The completion's text so far, where the request has a tokenizer, else empty. Without tokens that
+        ended it."""
+        return "".join(self.texts)
+
+    @property
     def done(self) -> bool:
         """Whether it has an outcome."""
         return self.finish_reason is not None
@@ -219,12 +255,14 @@ class Job:
         "awaits",
         "blocked_at",
         "completion",
+        "grammar",
         "kv",
         "number",
         "priority",
         "promised",
         "sampler",
         "scope",
+        "text",
         "weight_tokens",
     )
 
@@ -247,6 +285,47 @@ class Job:
         """The chunk another request is computing for this one too."""
         self.sampler: Sampler | None = None
         """Made at the first token; it survives preemption, so that draws are not repeated."""
+        self.grammar: GrammarState | None = None
+        """Of the request's constraint."""
+        self.text: StoppedText | None = None
+        """Made with the sampler, where the request has a tokenizer."""
+
+    def start_sampling(self) -> Sampler:
+        """The sampler, made where there is none yet."""
+        if self.sampler is None:
+            request = self.completion.request
+            if request.tokenizer is not None:
+                self.text = StoppedText(
+                    request.tokenizer,
+                    request.tokens.tolist(),
+                    request.stop,
+                    request.include_stop,
+                    request.sampling.min_tokens,
+                )
+            self.sampler = Sampler(request.sampling, request.tokens, request.ends, self.grammar)
+        return self.sampler
+
+    def take(self, choice: Choice) -> str | None:
+        """Adds a token to the completion, and says for which reason it ends with it: None where it does not."""
+        assert self.sampler is not None
+        completion, request, token = self.completion, self.completion.request, choice.token
+        self.sampler.accept(token)
+        is_end = token in request.ends and self.sampler.drawn > request.sampling.min_tokens
+        if self.text is not None and not is_end and (piece := self.text.add(token)):
+            completion.texts.append(piece)
+        self.tokens.append(token)
+        completion.tokens.append(token)
+        if choice.logprobs is not None:
+            completion.logprobs.append(choice.logprobs)
+        if is_end:
+            completion.stopped_by = token
+        elif self.text is not None and self.text.stopped_by is not None:
+            completion.stopped_by = self.text.stopped_by
+        elif not self.sampler.is_complete and len(completion.tokens) < request.max_new_tokens:
+            return None
+        if self.text is not None and (rest := self.text.finish()):
+            completion.texts.append(rest)
+        return "stop" if completion.stopped_by is not None or self.sampler.is_complete else "length"
 
     @property
     def tokens(self) -> list[int]:

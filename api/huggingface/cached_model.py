@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.engine.request import Completion, Request
-from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.engine.sampling.parameters import Sampling
 from kvtrie.api.engine.scopes import Scopes
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.huggingface.generate_arguments import eos_tokens
@@ -180,6 +180,8 @@ class PrefixCachedModel(ModelAttributes):
         priority: int = 0,
         deadline_seconds: float | None = None,
         request_id: str | None = None,
+        stop: str | Sequence[str] = (),
+        include_stop: bool = False,
     ) -> Completion:
         """Queues a prompt for continuous batching; `engine.step()`, `engine.run()` or an `EngineLoop` moves it on.
 
@@ -201,9 +203,11 @@ class PrefixCachedModel(ModelAttributes):
             deadline_seconds: the request ends as `expired` if it is not done so long after this call; None for no
                 end.
             request_id: a name for `engine.abort`.
+            stop: strings that end the completion where its text has one of them; its text ends before it.
+            include_stop: the text ends with that string.
 
         Raises:
-            InputError: see `generate`.
+            InputError: see `generate`; stop strings or a constraint without a tokenizer.
             PoolExhausted: the prompt can never fit the pool.
             QueueFull: as many requests wait already as may; it says when to ask again.
             EngineStopped: the engine's loop has failed, or is about to end.
@@ -211,6 +215,9 @@ class PrefixCachedModel(ModelAttributes):
         self._check_open()
         root, readable = self._roots(tenant, cache_salt)
         base: Any = self._facts.model
+        sampling = sampling or Sampling()
+        # Text costs time, and only these look at it.
+        needs_text = bool(stop) or getattr(sampling, "constraint", None) is not None
         return self.engine.submit(
             Request(
                 self._tokens(prompt),
@@ -218,7 +225,10 @@ class PrefixCachedModel(ModelAttributes):
                 readable,
                 max_new_tokens,
                 eos_tokens(base.generation_config) if eos is None else eos,
-                sampling or Sampling(),
+                sampling,
+                stop=(stop,) if isinstance(stop, str) else stop,
+                include_stop=include_stop,
+                tokenizer=self.tokenizer if needs_text else None,
                 priority=priority,
                 deadline_seconds=deadline_seconds,
                 request_id=request_id,

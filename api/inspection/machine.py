@@ -41,6 +41,7 @@ PACKAGES = (
     Package("transformers", False, "PrefixCachedModel, tokenizers by name"),
     Package("tokenizers", False, "tokenizers by file"),
     Package("peft", False, "adapters of a wrapped model"),
+    Package("llguidance", False, "answers that match a JSON schema or a regular expression"),
     Package("mistral-common", False, "tekken tokenizers"),
     Package("redis", False, "a Redis store"),
     Package("hiredis", False, "a faster Redis store"),
