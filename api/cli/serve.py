@@ -65,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
     check_addresses(addresses, with_tenants=not tenants.is_open)
     memory = None if options["memory"] == "auto" else parse_bytes(options["memory"])
     pin_budget = None if options["pin_budget"] is None else parse_bytes(options["pin_budget"])
-    engine = EngineConfig(step_tokens=options["step_tokens"], max_running=options["max_running"])
+    engine = EngineConfig(
+        step_tokens=options["step_tokens"],
+        max_running=options["max_running"],
+        max_waiting=options["max_waiting"],
+    )
     config = ServerConfig(
         names=tuple(options["served_name"]) or (_name_of(options["model"]),),
         source=options["model"],

@@ -94,6 +94,7 @@ OPTIONS = (
     Option("sidecar", "lower tier: a kvtrie sidecar, http://host:port or unix:///path", metavar="URL"),
     Option("step_tokens", "most tokens computed in one step", 2048, "N"),
     Option("max_running", "most sequences in one step", 256, "N"),
+    Option("max_waiting", "most requests that wait; a further one is answered 429", 4096, "N"),
     Option("max_body", "longest body of a request", "16MiB", "SIZE"),
     Option("chat_memory", "answered chats, whose tokens next turns continue; 0: none", "64MiB", "SIZE"),
     Option("drain_seconds", "what requests in progress get after SIGTERM", 30.0, "S"),

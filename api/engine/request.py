@@ -149,6 +149,8 @@ class Completion:
         self.submitted_at = submitted_at
         self.thread = get_ident()
         """Of whoever asks: it is the one that closes `kv`, and often the one that waits."""
+        self.admitted_at: float | None = None
+        """When it was given memory first; None while it has not been."""
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
         self.cancelled = False

@@ -19,6 +19,7 @@ other scope's youngest sequences are preempted.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from enum import Enum
 from weakref import WeakMethod
@@ -247,6 +248,7 @@ class Scheduler:
         if self._room is not None:
             self._room.promise(match.path, self.needs.to_come(job))
         if not completion.preemptions:
+            completion.admitted_at = time.perf_counter()
             completion.cached_tokens = job.kv.cached_tokens
             self._memory.counters["cached_tokens"] += job.kv.cached_tokens
         if job.to_compute == 0:

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from kvtrie.api.engine.text_stream import TextStream
+from pydantic import BaseModel
+
+from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
+from kvtrie.api.engine.sampling.stop_strings import StoppedText
 from kvtrie.api.http.tenants import Caller
-from kvtrie.api.server.answered_chats import AnsweredChats
 from kvtrie.api.server.api_error import kvtrie_error
 from kvtrie.api.server.choice import Choice, Piece, merged
 from kvtrie.api.server.generation import Generation, Wanted
-from kvtrie.api.server.job import Job
+from kvtrie.api.server.job import Job, Served
 from kvtrie.api.server.replies import (
     AnswerMessage,
     ChatChoice,
+    ChatLogprobs,
     ChatReply,
     CompletionChoice,
+    CompletionLogprobs,
     CompletionReply,
     PromptTokensDetails,
     Usage,
 )
 from kvtrie.api.server.serve_metrics import ServeMetrics
+from kvtrie.api.server.shown_logprobs import chat_logprobs, completion_logprobs
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -37,43 +42,46 @@ class Answer:
         job: what was asked for.
         caller: who asked.
         metrics: told of it at the end.
-        chats: told of answers at the end.
+        served: has the tokenizer, and remembers answered chats.
         is_chat: whether it is answered as a chat, or as a completion.
     """
 
     def __init__(
-        self, job: Job, caller: Caller, metrics: ServeMetrics, chats: AnsweredChats, *, is_chat: bool
+        self, job: Job, caller: Caller, metrics: ServeMetrics, served: Served, *, is_chat: bool
     ) -> None:
         self.job = job
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._caller = caller
         self._metrics = metrics
-        self._chats = chats
+        self._chats, self._text = served.chats, served.text
         self._is_chat = is_chat
         self._created = int(time.time())
         self._choices: list[Choice] = []
         self._ended = False
 
-    async def begin(self, generation: Generation, tokenizer: Any) -> None:
+    async def begin(self, generation: Generation) -> None:
         """Queues every choice.
 
         Raises:
             KvtrieError: the engine refuses one; those before it are cancelled.
         """
-        job = self.job
+        job, tokenizer = self.job, self._text.optional_tokenizer
         for place, prompt in enumerate(job.prompts):
             for sampling in job.samplings:
                 wanted = Wanted(
                     tokens=prompt,
                     tenant=self._caller.name,
                     max_new_tokens=job.max_new_tokens[place],
-                    eos=job.eos,
                     sampling=sampling,
                     cache_salt=job.cache_salt,
+                    priority=job.priority,
                 )
                 stream = await generation.begin(wanted)
-                text = None if tokenizer is None else TextStream(tokenizer, prompt)
-                self._choices.append(Choice(len(self._choices), stream, text, job.stops))
+                text = None
+                if tokenizer is not None:
+                    least = sampling.min_tokens
+                    text = StoppedText(tokenizer, prompt, job.stops, least_tokens=least)
+                self._choices.append(Choice(len(self._choices), stream, text))
 
     def end(self) -> None:
         """Cancels what is not done, and counts what was."""
@@ -114,7 +122,12 @@ class Answer:
                 created=self._created,
                 model=self.job.model,
                 choices=[
-                    ChatChoice(index=i, message=AnswerMessage(content=said[i]), finish_reason=reasons[i])
+                    ChatChoice(
+                        index=i,
+                        message=AnswerMessage(content=said[i]),
+                        logprobs=self._chat_logprobs(self._choices[i].logprobs),
+                        finish_reason=reasons[i],
+                    )
                     for i in range(count)
                 ],
                 usage=self.usage(),
@@ -132,9 +145,10 @@ class Answer:
         try:
             for index in range(len(self._choices)):
                 if self._is_chat:
-                    yield self._event([self._chat_piece(index, {"role": "assistant", "content": ""}, None)])
+                    delta = {"role": "assistant", "content": ""}
+                    yield self._event([self._part(index, None, None, delta=delta)])
                 elif echo := self._echo(index):
-                    yield self._event([self._completion_piece(index, echo, None)])
+                    yield self._event([self._part(index, None, None, text=echo)])
             async with aclosing(merged(self._choices)) as pieces:
                 async for piece in pieces:
                     yield self._event([self._shown(piece)])
@@ -165,14 +179,30 @@ class Answer:
     def _shown(self, piece: Piece) -> dict[str, Any]:
         if self._is_chat:
             delta = {"content": piece.text} if piece.text else {}
-            return self._chat_piece(piece.choice, delta, piece.finish_reason)
-        return self._completion_piece(piece.choice, piece.text, piece.finish_reason)
+            chat = self._chat_logprobs(piece.logprobs)
+            return self._part(piece.choice, chat, piece.finish_reason, delta=delta)
+        said = self._choices[piece.choice].said
+        offset = len(self._echo(piece.choice)) + sum(map(len, said)) - len(piece.text)
+        found = self._completion_logprobs(piece.logprobs, offset)
+        return self._part(piece.choice, found, piece.finish_reason, text=piece.text)
 
-    def _chat_piece(self, index: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _part(
+        self, index: int, logprobs: BaseModel | None, reason: str | None, **what: Any
+    ) -> dict[str, Any]:
+        shown = None if logprobs is None else logprobs.model_dump()
+        return {"index": index, **what, "logprobs": shown, "finish_reason": reason}
 
-    def _completion_piece(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _chat_logprobs(self, chosen: Sequence[ChosenLogprobs]) -> ChatLogprobs | None:
+        return chat_logprobs(chosen, self._text) if self._has_logprobs else None
+
+    def _completion_logprobs(
+        self, chosen: Sequence[ChosenLogprobs], offset: int
+    ) -> CompletionLogprobs | None:
+        return completion_logprobs(chosen, self._text, offset) if self._has_logprobs else None
+
+    @property
+    def _has_logprobs(self) -> bool:
+        return self.job.samplings[0].logprobs is not None
 
     def _event(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         event: dict[str, Any] = {

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from pydantic import ValidationError
 
-from kvtrie.api.server.generation import EngineFailed
-from kvtrie.prefix_tree.errors import AccessDenied, CapacityError, InputError, PinBudgetExceeded
+from kvtrie.prefix_tree.errors import (
+    AccessDenied,
+    CapacityError,
+    EngineStopped,
+    InputError,
+    PinBudgetExceeded,
+    QueueFull,
+)
 
 _TYPES = {
     401: "authentication_error",
@@ -71,8 +78,11 @@ def kvtrie_error(error: Exception) -> ApiError:
     """What the engine, the tree or the tokenizer refused; anything unexpected is an internal error."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, EngineFailed):
-        return ApiError(503, str(error), code="engine_failed")
+    if isinstance(error, EngineStopped):
+        return ApiError(503, str(error), code="engine_stopped")
+    if isinstance(error, QueueFull):
+        after = {"Retry-After": str(ceil(error.retry_after_seconds))}
+        return ApiError(429, str(error), code="queue_full", headers=after)
     if isinstance(error, AccessDenied):
         return ApiError(403, str(error))
     if isinstance(error, PinBudgetExceeded):

@@ -60,9 +60,9 @@ def create_app(model: ServedModel) -> ASGIApp:
         caller, job = await read(request, work)
         if caller.own_scope is None:
             raise AccessDenied("the admin key has no cache of its own: use a tenant's key")
-        answer = Answer(job, caller, model.metrics, served.chats, is_chat=is_chat)
+        answer = Answer(job, caller, model.metrics, served, is_chat=is_chat)
         try:
-            await answer.begin(model.generation, served.text.optional_tokenizer)
+            await answer.begin(model.generation)
             if job.is_stream:
                 return EventStream(answer.events(), config.stall_seconds, answer.end)
             return _json(await until_gone(request.receive, answer.whole()))

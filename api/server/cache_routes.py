@@ -78,7 +78,6 @@ def add_cache_routes(app: FastAPI, model: ServedModel, read: ReadBody) -> None:
 
         caller, (wanted, tokens) = await read(request, asked)
         _own(caller)
-        model.generation.check()
         card = await model.looking.run(lambda: pins.pin(tokens, caller.name, wanted.name, wanted.ttl_seconds))
         return Response(card.model_dump_json(), media_type="application/json")
 

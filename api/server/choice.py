@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from kvtrie.api.engine.text_stream import TextStream
+from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
+from kvtrie.api.engine.sampling.stop_strings import StoppedText
 from kvtrie.api.server.generation import TokenStream
 from kvtrie.api.server.replies import FinishReason
-from kvtrie.api.server.stop_text import StopText
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Piece:
     choice: int
     """The choice's index."""
     text: str
+    logprobs: list[ChosenLogprobs]
+    """Of its tokens, where they are asked for: those since the piece before it, without the one that ended it."""
     finish_reason: FinishReason | None
     """Of the last piece, which every choice has; None before it."""
 
@@ -30,13 +32,10 @@ class Choice:
     Args:
         index: among the answer's choices.
         stream: its tokens.
-        text: a stream that begins behind the prompt; None where there is no tokenizer.
-        stops: strings that end it and are no part of its text.
+        text: its text, which stop strings may end; None where there is no tokenizer.
     """
 
-    def __init__(
-        self, index: int, stream: TokenStream, text: TextStream | None, stops: Sequence[str]
-    ) -> None:
+    def __init__(self, index: int, stream: TokenStream, text: StoppedText | None) -> None:
         self.index = index
         self.stream = stream
         self.tokens = 0
@@ -45,10 +44,13 @@ class Choice:
         """When tokens came, and how many; seconds of `time.perf_counter`."""
         self.said: list[str] = []
         """Text so far, in pieces."""
+        self.logprobs: list[ChosenLogprobs] = []
+        """Of the tokens so far, where they are asked for."""
         self.ended_by: FinishReason | None = None
         """None while it is under way, and where it was left."""
         self._text = text
-        self._stop = StopText(stops)
+        self._told = 0
+        """How many of `logprobs` were in pieces."""
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yields the choice, piece by piece; the last one has the finish reason.
@@ -61,39 +63,45 @@ class Choice:
             self.arrivals.append((time.perf_counter(), len(tokens)))
             said = []
             for token in tokens:
-                self.tokens += 1
-                said.append(self._add(token, token in completion.request.eos))
-                if self._stop.is_found:
-                    break
-            if self._stop.is_found:
-                self.stream.end()
-                yield self._piece("".join(said), "stop")
-                return
+                said.append(self._add(token))
+                if self._is_stopped:
+                    self.stream.end()
+                    yield self._piece("".join(said), "stop")
+                    return
             if text := "".join(said):
                 yield self._piece(text, None)
-        rest = "" if self._text is None else self._stop.add(self._text.finish())
-        rest += self._stop.finish()
-        is_stopped = completion.finish_reason == "stop" or self._stop.is_found
-        yield self._piece(rest, "stop" if is_stopped else "length")
+        rest = "" if self._text is None else self._text.finish()
+        yield self._piece(rest, "stop" if completion.finish_reason == "stop" else "length")
 
     @property
     def whole_tokens(self) -> list[int] | None:
         """Its tokens without the one that ended it; None where a stop string cut its text, or it was left."""
-        if self.ended_by is None or self._stop.is_found:
+        if self.ended_by is None or self._is_stopped:
             return None
         completion = self.stream.completion
         tokens = list(completion.tokens)
-        return tokens[:-1] if tokens and tokens[-1] in completion.request.eos else tokens
+        return tokens[:-1] if tokens and tokens[-1] in completion.request.ends else tokens
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether a stop string has ended it."""
+        return self._text is not None and self._text.stopped_by is not None
+
+    def _add(self, token: int) -> str:
+        completion, place = self.stream.completion, self.tokens
+        self.tokens += 1
+        if token in completion.request.ends:
+            return ""
+        if completion.request.sampling.logprobs is not None:
+            self.logprobs.append(completion.logprobs[place])
+        return "" if self._text is None else self._text.add(token)
 
     def _piece(self, text: str, reason: FinishReason | None) -> Piece:
         self.said.append(text)
         self.ended_by = reason
-        return Piece(self.index, text, reason)
-
-    def _add(self, token: int, is_end: bool) -> str:
-        if self._text is None or is_end:
-            return ""
-        return self._stop.add(self._text.add(token))
+        fresh = self.logprobs[self._told :]
+        self._told = len(self.logprobs)
+        return Piece(self.index, text, fresh, reason)
 
 
 async def merged(choices: Sequence[Choice]) -> AsyncGenerator[Piece, None]:

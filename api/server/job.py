@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.engine.sampling.constraint import JsonSchema
+from kvtrie.api.engine.sampling.parameters import Sampling
+from kvtrie.api.engine.sampling.uniforms import derived_seed
 from kvtrie.api.huggingface.chat_prompt import ChatPrompt
-from kvtrie.api.huggingface.generate_arguments import eos_tokens
 from kvtrie.api.server.answered_chats import AnsweredChats, ChatDigest
 from kvtrie.api.server.api_error import TOO_LONG, ApiError, validation_error
 from kvtrie.api.server.prompts import PromptText
-from kvtrie.api.server.requests import MOST_CHOICES, ChatRequest, CompletionRequest, SamplingFields
+from kvtrie.api.server.requests import (
+    MOST_CHOICES,
+    ChatRequest,
+    CompletionRequest,
+    ResponseFormat,
+    SamplingFields,
+)
 from kvtrie.prefix_tree.errors import InputError
 
 B = TypeVar("B", bound=BaseModel)
 
+_OF_MODELS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields of generation configs that `Sampling` has by the same name."""
 _SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
+    *_OF_MODELS,
     "presence_penalty",
     "frequency_penalty",
-    "repetition_penalty",
     "seed",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
 )
 """Fields of requests that `Sampling` has by the same name."""
-_OFF = {"min_p": 0, "presence_penalty": 0, "frequency_penalty": 0, "repetition_penalty": 1}
-"""Values that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,11 @@ class Job:
     """Choices of each prompt."""
     max_new_tokens: list[int]
     """For each prompt."""
-    eos: frozenset[int]
     samplings: list[Sampling]
     """For each of a prompt's choices."""
     stops: list[str]
     cache_salt: str
+    priority: int
     is_stream: bool
     includes_usage: bool
     chat: AnsweredAs | None = None
@@ -124,14 +130,8 @@ def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
             "max_tokens and max_completion_tokens differ; send one of them",
             param="max_completion_tokens",
         )
-    if body.logprobs or body.top_logprobs:
-        raise ApiError(400, "logprobs are not served", param="logprobs")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise ApiError(
-            400,
-            f"response_format {body.response_format.type} is not served: no grammar constrains the answer",
-            param="response_format",
-        )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs need logprobs true", param="top_logprobs")
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
@@ -148,7 +148,10 @@ def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
         variables=variables,
     )
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    job = _job(served, body, name, [prompt.tokens], [""], most, "messages")
+    further: dict[str, Any] = {"constraint": _constraint(body.response_format)}
+    if body.logprobs:
+        further["logprobs"] = body.top_logprobs or 0
+    job = _job(served, body, name, [prompt.tokens], [""], most, "messages", further)
     # An answer that continues a message, or begins where none is opened, is no message of its own.
     return replace(job, chat=AnsweredAs(prompt, digest)) if body.add_generation_prompt else job
 
@@ -163,8 +166,6 @@ def completion_job(served: Served, raw: bytes) -> Job:
     name = model_named(served, body.model)
     if body.best_of not in (None, body.n or 1):
         raise ApiError(400, f"best_of must be n, got {body.best_of}", param="best_of")
-    if body.logprobs is not None:
-        raise ApiError(400, "logprobs are not served", param="logprobs")
     given: Any = body.prompt
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
@@ -172,7 +173,7 @@ def completion_job(served: Served, raw: bytes) -> Job:
     echoes = [""] * len(prompts)
     if body.echo:
         echoes = [one if isinstance(one, str) else served.text.decode(one) for one in given]
-    return _job(served, body, name, prompts, echoes, body.max_tokens, "prompt")
+    return _job(served, body, name, prompts, echoes, body.max_tokens, "prompt", {"logprobs": body.logprobs})
 
 
 def check_tokens(served: Served, tokens: Sequence[int], param: str) -> None:
@@ -197,6 +198,7 @@ def _job(
     echoes: list[str],
     most: int | None,
     param: str,
+    further: dict[str, Any],
 ) -> Job:
     n = body.n or 1
     if n * len(prompts) > MOST_CHOICES:
@@ -218,46 +220,64 @@ def _job(
             )
         room.append(wanted)
     stop = body.stop
+    if stop and served.text.optional_tokenizer is None:
+        raise ApiError(400, "stop strings need a tokenizer, and this model has none", param="stop")
     options = body.stream_options
     if options is not None and not body.stream:
         raise ApiError(400, "stream_options need stream true", param="stream_options")
-    ends = frozenset() if body.ignore_eos else eos_tokens(served.generation_config)
     return Job(
         model=name,
         prompts=prompts,
         echoes=echoes,
         n=n,
         max_new_tokens=room,
-        eos=ends | frozenset(body.stop_token_ids or ()),
-        samplings=[_sampling(served, body, choice) for choice in range(n)],
+        samplings=_samplings(served, body, further, n),
         stops=[stop] if isinstance(stop, str) else list(stop or ()),
         cache_salt=body.cache_salt or "",
+        priority=body.priority or 0,
         is_stream=bool(body.stream),
         includes_usage=options is not None and options.include_usage,
     )
 
 
-def _sampling(served: Served, body: SamplingFields, choice: int) -> Sampling:
-    """How a choice's tokens are chosen: by the request, else by the model's own config, else OpenAI's default."""
+def _samplings(served: Served, body: SamplingFields, further: dict[str, Any], n: int) -> list[Sampling]:
+    """Each choice's sampling: by the request, else by the model's own config, else OpenAI's default."""
     wanted: dict[str, Any] = {"temperature": 1.0}
     config = served.generation_config
     if getattr(config, "do_sample", False):
-        own = {name: getattr(config, name, None) for name in _SAMPLING}
+        own = {name: getattr(config, name, None) for name in _OF_MODELS}
         wanted |= {name: value for name, value in own.items() if value is not None}
     for name in _SAMPLING:
         if (value := getattr(body, name)) is not None:
             wanted[name] = value
     wanted["top_k"] = max(0, wanted.get("top_k", 0))
-    if "seed" in wanted:
-        # Choices of one prompt differ, and each is repeatable.
-        wanted["seed"] += choice
     if body.logit_bias:
         wanted["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
-    known = {one.name for one in fields(Sampling)}
-    wanted = {name: value for name, value in wanted.items() if name in known or value != _OFF.get(name)}
-    if unknown := sorted(set(wanted) - known):
-        raise ApiError(400, f"{unknown[0]} is not served", param=unknown[0])
     try:
-        return Sampling(**wanted)
+        first = Sampling(**wanted, **further)
+        first.check_vocabulary(served.vocabulary)
     except InputError as error:
         raise ApiError(400, str(error)) from None
+    if first.seed is None:
+        return [first] * n
+    # The first choice is the request's alone; the others differ, and are repeatable too.
+    return [replace(first, seed=derived_seed(first.seed, choice)) for choice in range(n)]
+
+
+def _constraint(form: ResponseFormat | None) -> JsonSchema | None:
+    """What the answer must be.
+
+    Raises:
+        ApiError: the schema cannot be enforced, or the library that does it is not installed.
+    """
+    if form is None or form.type == "text":
+        return None
+    schema: dict[str, Any] | None = {"type": "object"}
+    if form.type == "json_schema":
+        schema = None if form.json_schema is None else form.json_schema.schema_
+    if schema is None:
+        raise ApiError(400, "response_format needs a json_schema with a schema", param="response_format")
+    try:
+        return JsonSchema(schema)
+    except (InputError, ImportError) as error:
+        raise ApiError(400, str(error), param="response_format") from None

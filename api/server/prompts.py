@@ -155,6 +155,10 @@ class PromptText:
             )
         return str(tokenizer.decode(list(tokens)))
 
+    def spoken(self, token: int) -> str:
+        """Text of one token alone."""
+        return str(self.tokenizer.decode([token]))
+
     def spelled(self, tokens: Sequence[int]) -> list[str]:
         """Each token as the vocabulary spells it."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(tokens))]

@@ -18,6 +18,8 @@ MOST_LOGPROBS = 20
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+Bias = Annotated[Number, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -80,10 +82,13 @@ class SamplingFields(Body):
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     repetition_penalty: Number | None = Field(None, gt=0, le=100)
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,10}$")], Number] | None = None
+    logit_bias: dict[TokenName, Bias] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
     ignore_eos: bool | None = Field(False, description="Go on beyond tokens that end a completion.")
-    min_tokens: Literal[0] | None = Field(None, description="Only 0 is served.")
+    min_tokens: int | None = Field(None, ge=0, description="Nothing ends a completion before so many tokens.")
+    priority: int | None = Field(
+        None, ge=-(1 << 31), le=(1 << 31) - 1, description="Smaller ones of the same tenant come first."
+    )
     cache_salt: str | None = Field(
         None,
         min_length=1,
@@ -98,6 +103,22 @@ class SamplingFields(Body):
     safety_identifier: str | None = Field(None, description="Ignored.")
     service_tier: str | None = Field(None, description="Ignored.")
     store: bool | None = Field(None, description="Ignored: answers are never kept.")
+
+
+class NamedSchema(Body):
+    """A JSON schema, as OpenAI wraps it."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="Ignored: every schema is enforced.")
+
+
+class ResponseFormat(Body):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class ChatRequest(SamplingFields):
@@ -122,14 +143,6 @@ class ChatRequest(SamplingFields):
     reasoning_effort: str | None = Field(None, description="Passed to the chat template.")
     verbosity: str | None = Field(None, description="Ignored.")
     modalities: list[Literal["text"]] | None = None
-
-
-class ResponseFormat(Body):
-    """The form of an answer."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Literal["text", "json_object", "json_schema"]
 
 
 class CompletionRequest(SamplingFields):
@@ -194,6 +207,3 @@ class PinRequest(CachedPrompt):
         None, description="Until it is deleted, where left out."
     )
     add_generation_prompt: bool = False
-
-
-ChatRequest.model_rebuild()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -30,9 +29,6 @@ from kvtrie.api.server.server_config import ServerConfig
 
 METRICS_PREFIX = "kvtrie_serve"
 """Of the figures about connections; those of requests begin with `kvtrie_`."""
-_LAST_STEP_SECONDS = 30.0
-"""What the step under way gets to end after all requests have."""
-_LOG = logging.getLogger(__name__)
 
 
 def serve(
@@ -85,9 +81,8 @@ def serve(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + server.second_signal)
-    if not generation.stop(_LAST_STEP_SECONDS):
-        _LOG.error("the engine's last step takes longer than %g s: it is left to itself", _LAST_STEP_SECONDS)
-    return 0 if generation.failed is None else 1
+    generation.stop()
+    return 1 if generation.has_failed else 0
 
 
 class _Server(uvicorn.Server):
@@ -111,7 +106,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn; called ten times a second."""
-        if self._generation.failed is not None:
+        if self._generation.has_failed:
             now = time.monotonic()
             self._failed_at = self._failed_at or now
             if now - self._failed_at >= self._failed_seconds:

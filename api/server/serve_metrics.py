@@ -68,7 +68,9 @@ class ServeMetrics:
             mine["generation"] += choice.tokens
             self._prompt.observe(prompt)
             self._generated.observe(choice.tokens)
-            self._finished[completion.finish_reason or "cancelled"] += 1
+            self._finished[choice.ended_by or ("error" if completion.error else "cancelled")] += 1
+            if completion.admitted_at is not None:
+                self._queue.observe(completion.admitted_at - completion.submitted_at)
             if completion.first_token_at is not None:
                 self._ttft.observe(completion.first_token_at - completion.submitted_at)
             if completion.finished_at is not None:
@@ -89,6 +91,7 @@ class ServeMetrics:
         for name, help_text, histogram in (
             ("time_to_first_token_seconds", "Time from submission to the first token.", self._ttft),
             ("inter_token_latency_seconds", "Time between two tokens of a request.", self._itl),
+            ("request_queue_time_seconds", "Time from submission to admission.", self._queue),
             ("e2e_request_latency_seconds", "Time from submission to the end.", self._e2e),
             ("request_prompt_tokens", "Tokens of prompts.", self._prompt),
             ("request_generation_tokens", "Tokens generated for a request.", self._generated),

@@ -226,7 +226,7 @@ class TestEngineThatDies:
             assert (reply.status_code, reply.json()) == (503, {"ready": False, "engine": "failed"})
             with pytest.raises(openai.InternalServerError) as caught:
                 client.chat.completions.create(model=NAME, messages=USER)
-            assert (caught.value.status_code, caught.value.code) == (503, "engine_failed")
+            assert (caught.value.status_code, caught.value.code) == (503, "engine_stopped")
             assert http.post("/v1/cache/pins", json={"tokens": [5] * 16}).status_code == 503
             assert http.get("/livez").status_code == 200
         assert server.ended() == 1
