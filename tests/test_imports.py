@@ -29,15 +29,28 @@ USERS = {
     "api/huggingface/generate_check.py": "PrefixCachedModel",
     "api/models/model_view.py": "Engine",
     "api/huggingface/tree_handle.py": "PrefixCachedModel",
+    "api/server/answer.py": "kvtrie serve",
+    "api/server/api_error.py": "kvtrie serve",
+    "api/server/app.py": "kvtrie serve",
+    "api/server/cache_routes.py": "kvtrie serve",
+    "api/server/generation.py": "kvtrie serve",
+    "api/server/job.py": "kvtrie serve",
+    "api/server/reply_notes.py": "kvtrie serve",
+    "api/server/replies.py": "kvtrie serve",
+    "api/server/requests.py": "kvtrie serve",
+    "api/server/openapi.py": "kvtrie serve",
+    "api/server/run_server.py": "kvtrie serve",
+    "api/server/text_pool.py": "kvtrie serve",
+    "api/server/until_gone.py": "kvtrie serve",
     "api/sidecar/app.py": "kvtrie sidecar",
     "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
     "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
-    "api/http/byte_budget.py": "kvtrie sidecar",
+    "api/http/byte_budget.py": "kvtrie sidecar and kvtrie serve",
     "api/http/http_server.py": "kvtrie sidecar and kvtrie serve",
     "api/http/request_body.py": "kvtrie sidecar and kvtrie serve",
     "api/http/http_loop.py": "a sidecar as lower tier",
-    "api/http/request_guard.py": "kvtrie sidecar",
-    "api/http/watched_protocol.py": "kvtrie sidecar",
+    "api/http/request_guard.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/watched_protocol.py": "kvtrie sidecar and kvtrie serve",
     "api/http/door.py": "kvtrie sidecar and kvtrie serve",
     "api/sidecar/run_sidecar.py": "kvtrie sidecar",
     "api/http/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
@@ -168,7 +181,8 @@ CLI = "from kvtrie.api.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "doctor", "dump", "explain", "record", "sidecar", "simulate", "stats", "trace"]
+    "command",
+    ["demo", "doctor", "dump", "explain", "record", "serve", "sidecar", "simulate", "stats", "trace"],
 )
 def test_without_the_extras_every_command_gives_its_help(command):
     ran = without_extras(CLI, command, "--help")
@@ -180,6 +194,7 @@ def test_without_the_extras_every_command_gives_its_help(command):
     ("arguments", "missing"),
     [
         (["demo"], "transformers"),
+        (["serve", "--model", "none"], "transformers"),
         (["sidecar", "--listen", "http://127.0.0.1:0"], ""),
         (["dump", "--store", "redis://127.0.0.1:1"], "redis"),
         (["explain", "none.json", "--text", "a", "--tokenizer", "tekken"], "mistral"),

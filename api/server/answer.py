@@ -136,7 +136,15 @@ class Answer:
             id=self.id,
             created=self._created,
             model=self.job.model,
-            choices=[CompletionChoice(index=i, text=said[i], finish_reason=reasons[i]) for i in range(count)],
+            choices=[
+                CompletionChoice(
+                    index=i,
+                    text=said[i],
+                    logprobs=self._completion_logprobs(self._choices[i].logprobs, len(self._echo(i))),
+                    finish_reason=reasons[i],
+                )
+                for i in range(count)
+            ],
             usage=self.usage(),
         )
 

@@ -28,9 +28,18 @@ def completion_logprobs(
     return CompletionLogprobs(
         tokens=tokens,
         token_logprobs=[one.logprob for one in chosen],
-        top_logprobs=[{text.spoken(top.token): top.logprob for top in one.top} for one in chosen],
+        top_logprobs=[_by_text(one, text) for one in chosen],
         text_offset=offsets,
     )
+
+
+def _by_text(one: ChosenLogprobs, text: PromptText) -> dict[str, float]:
+    """The likeliest tokens and the chosen one; of several with the same text, e.g. `\ufffd`, the likeliest."""
+    found: dict[str, float] = {}
+    for token, logprob in [(one.token, one.logprob), *((top.token, top.logprob) for top in one.top)]:
+        shown = text.spoken(token)
+        found[shown] = max(logprob, found.get(shown, logprob))
+    return found
 
 
 def _token(one: ChosenLogprobs, text: PromptText) -> TokenLogprob:
