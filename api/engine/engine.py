@@ -149,7 +149,7 @@ class Engine(Driving):
             loop.wake()
             if loop.ended.has_come:
                 # It ended meanwhile, and may have overlooked this one.
-                completion.cancel()
+                self.discard([completion])
                 loop.check_open()
         return completion
 
