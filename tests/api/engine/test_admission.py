@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from bench.faked_engine import CHUNK, TOKEN, Faked
 from kvtrie.api import Completion, EngineConfig, Request
 from kvtrie.api.engine.admission import AnswerLengths
 from kvtrie.api.engine.waiting_queue import FifoQueue
 from kvtrie.prefix_tree import InputError
-from tests.api.engine.faked import CHUNK, TOKEN, Faked
 
 ENDLESS = {TOKEN + 1}
 """An end token that no answer has: the engine cannot know how long one becomes."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from bench.faked_engine import TOKEN, Faked
 from kvtrie.api import Completion
 from kvtrie.api.engine.loop import EngineLoop
-from tests.api.engine.faked import TOKEN, Faked
 
 SECONDS = 60.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from bench.faked_engine import CHUNK, Faked
 from kvtrie.api import EngineConfig
-from tests.api.engine.faked import CHUNK, Faked
 
 SECONDS = 60.0
 

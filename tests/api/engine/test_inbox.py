@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import pytest
 from transformers import PreTrainedModel
 
+from bench.faked_engine import Faked
 from kvtrie.api import EngineConfig, PrefixCachedModel
 from kvtrie.api.engine.engine import Engine
 from kvtrie.api.engine.waiting_limits import Pace
 from kvtrie.prefix_tree import InputError, QueueFull
 from tests.api.balance import assert_same, wrapped
-from tests.api.engine.faked import Faked
 from tests.api.lower_tiers import small_model
 from tests.api.tiny_models import prompts
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from bench.faked_engine import TOKEN, Faked
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
 from kvtrie.api.engine.loop import EngineLoop
 from kvtrie.prefix_tree import EngineStopped, InputError
 from tests.api.balance import CHUNK, assert_balanced, assert_same, greedy, wrapped
-from tests.api.engine.faked import TOKEN, Faked
 from tests.api.lower_tiers import small_model
 from tests.api.tiny_models import prompts
 

@@ -36,6 +36,7 @@ class FakedSteps:
         """Nothing is captured."""
 
     def run(self, batch: Batch) -> StepOutcome:
+        """Notes the batch, and says that all went well."""
         self.rows.append({job.completion: rows for job, rows in batch})
         self.at_step()
         count = len(batch)
@@ -43,7 +44,13 @@ class FakedSteps:
 
 
 class Faked:
-    """An engine with a pool of `slots` chunks of 16 tokens, checked after every step that is made here."""
+    """An engine with a pool of chunks of 16 tokens.
+
+    Args:
+        slots: chunks of the pool.
+        check: checks every invariant after each step that is made here.
+        options: of `Engine`.
+    """
 
     def __init__(self, slots: int = 1024, *, check: bool = True, **options: Any) -> None:
         shape = ChunkShape(1, 1, CHUNK, 1, 1, "float32")
@@ -72,6 +79,7 @@ class Faked:
         self._chance = np.random.default_rng(0)
 
     def root(self, tenant: str = "a") -> Root:
+        """The root of a tenant's namespace."""
         return self.memory.tree.root(
             Namespace(f"tenant:{tenant}", weights="w", adapter="", chunk_tokens=CHUNK)
         )
@@ -87,6 +95,7 @@ class Faked:
         return self.engine.submit(Request(tokens, self.root(tenant), max_new_tokens=new, **options))
 
     def step(self, count: int = 1) -> None:
+        """Makes steps."""
         for _ in range(count):
             self.engine.step()
             if self._is_checked:
@@ -107,6 +116,7 @@ class Faked:
 
     @property
     def preemptions(self) -> int:
+        """Of all requests, since the beginning."""
         return self.memory.counters["preemptions"]
 
     def assert_balanced(self) -> None:
