@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from bench.faked_engine import TOKEN, Faked
-from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
-from kvtrie.api.engine.loop import EngineLoop
-from kvtrie.prefix_tree import EngineStopped, InputError
+from kvtrie.api import Completion, EngineConfig, EngineLoop, PrefixCachedModel
+from kvtrie.prefix_tree import EngineStopped, InputError, QueueFull
 from tests.api.balance import CHUNK, assert_balanced, assert_same, greedy, wrapped
 from tests.api.lower_tiers import small_model
 from tests.api.tiny_models import prompts
@@ -290,6 +290,65 @@ def test_whoever_waits_when_it_fails_is_told(faked: Faked, monkeypatch: pytest.M
         thread.join(SECONDS)
         assert not thread.is_alive()
     loop.stop()
+
+
+# ---- everything at once
+
+
+def test_cancels_aborts_and_deadlines_at_any_moment_in_a_small_pool() -> None:
+    """Four threads, three tenants, prompts that share beginnings, and a queue that is full now and then."""
+    faked = Faked(60, check=False, config=EngineConfig(step_tokens=64, max_running=12, max_waiting=40))
+    families = [faked.prompt(5 * 16) for _ in range(4)]
+    loop = EngineLoop(faked.engine)
+    loop.start()
+    wrong: list[object] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        for number in range(400):
+            prompt = [
+                *chance.choice(families)[: chance.randrange(80)],
+                *(chance.randrange(999) for _ in range(9)),
+            ]
+            new, name = chance.randint(1, 60), f"{seed}.{number}"
+            try:
+                completion = faked.submit(
+                    prompt,
+                    new,
+                    tenant=chance.choice("abc"),
+                    eos=chance.choice([(), {TOKEN + 1}]),
+                    priority=chance.randrange(3),
+                    deadline_seconds=chance.choice([None, None, 0.01]),
+                    request_id=name,
+                )
+            except QueueFull as error:
+                time.sleep(min(0.01, error.retry_after_seconds))
+                continue
+            disturbed = chance.choice(["", "", "cancel", "abort"])
+            if disturbed:
+                time.sleep(chance.uniform(0, 0.003))
+            if disturbed == "cancel":
+                completion.cancel()
+            elif disturbed == "abort":
+                faked.engine.abort(name)
+            if chance.random() < 0.5 and not completion.wait(SECONDS):
+                wrong.append(completion)
+            if completion.error is not None or completion.tokens != [TOKEN] * len(completion.tokens):
+                wrong.append(completion)
+            if completion.finish_reason == "length" and len(completion.tokens) != new:
+                wrong.append(completion)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+    assert loop.stop(timeout=SECONDS)
+    assert not wrong
+    assert not faked.engine._ids
+    assert not faked.engine._scheduler._deadlines
+    faked.assert_balanced()
 
 
 # ---- a real model
