@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtrie.api.engine.engine import Engine
     from kvtrie.api.engine.engine_config import EngineConfig
+    from kvtrie.api.engine.loop import EngineLoop
     from kvtrie.api.engine.request import Completion, Request
     from kvtrie.api.engine.sampling.parameters import Sampling
     from kvtrie.api.eviction import Eviction
@@ -23,6 +24,7 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "EngineLoop",
     "Eviction",
     "LowerTier",
     "PrefixCachedModel",
@@ -36,6 +38,7 @@ _HOME = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
+    "EngineLoop": "engine.loop",
     "Eviction": "eviction",
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",

@@ -34,6 +34,7 @@ from kvtrie.api.engine.inbox import Inbox
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.memory_waits import MemoryWaits
 from kvtrie.api.engine.request import Completion, Job, Request
+from kvtrie.api.engine.room_for_rows import RoomForRows
 from kvtrie.api.engine.sampling.choose import Choice, Chooser
 from kvtrie.api.engine.sampling.grammar import Grammars
 from kvtrie.api.engine.scheduler import Scheduler
@@ -41,7 +42,6 @@ from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.engine.step_runner import StepOutcome, StepRunner
 from kvtrie.api.engine.waiting_limits import Pace, check_waiting
 from kvtrie.api.engine.waiting_queue import WaitingQueue
-from kvtrie.api.engine.waits import wait_of_this_thread
 from kvtrie.api.models.model_facts import ModelFacts
 from kvtrie.api.models.model_identity import ModelIdentity
 from kvtrie.api.models.model_runner import ModelRunner
@@ -106,6 +106,7 @@ class Engine(Driving):
             MemoryWaits(memory, self._holders, self._waits),
             self._finish,
         )
+        self._room_for_rows = RoomForRows(self.lock, self._holders, self._waits, self._scheduler)
         self._clock = clock
         self._inbox = Inbox()
         self._numbers = count()
@@ -151,7 +152,7 @@ class Engine(Driving):
             loop.wake()
             if loop.ended.has_come:
                 # It ended meanwhile, and may have overlooked this one.
-                completion.cancel()
+                self.discard([completion])
                 loop.check_open()
         return completion
 
@@ -265,38 +266,8 @@ class Engine(Driving):
             return [job.completion for job in self._scheduler.jobs]
 
     def when_there_is_room(self, attempt: Callable[[], T]) -> T:
-        """Calls `attempt`, which takes memory for sequences that have left the engine, and returns its result.
-
-        It is called under the lock, and again after it has raised `PoolExhausted` and others have freed memory, for
-        as long as another thread holds some that it can free.
-
-        Raises:
-            PoolExhausted: no such thread is left, or this one holds the lock already.
-        """
-        is_inside = self._is_locked_here()
-        waiting = wait_of_this_thread(None)
-        while True:
-            try:
-                with self.lock:
-                    try:
-                        return attempt()
-                    except PoolExhausted:
-                        held = self._holders.held()
-                        # Begun under the lock: of two that wait for each other, the second one sees the first.
-                        self._waits.begin(waiting)
-                        if is_inside or not self._scheduler.can_others_get_on():
-                            raise
-                while not self._has_room_come(held):
-                    time.sleep(_LOOK_SECONDS)
-            finally:
-                self._waits.end(waiting)
-
-    def _has_room_come(self, held: tuple[int, int]) -> bool:
-        """Whether sequences that left the engine hold less than `held`, or nobody is left who could free any."""
-        with self.lock, HeldInterrupts():
-            self._holders.close_lost()
-            is_less = any(now < then for now, then in zip(self._holders.held(), held))
-            return is_less or not self._scheduler.can_others_get_on()
+        """See `RoomForRows`: what takes memory for sequences that have left the engine is done in it."""
+        return self._room_for_rows.take(attempt, self._is_locked_here())
 
     def step(self) -> None:
         """One forward pass. A request that fails carries its error in its completion; others go on.

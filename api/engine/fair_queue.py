@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
+from itertools import count
 
 from kvtrie.api.engine.request import Job
 from kvtrie.prefix_tree.errors import InputError
@@ -28,11 +29,13 @@ _MOST_DEBTS = 1024
 class _Line:
     """The jobs of one scope."""
 
-    __slots__ = ("_heap", "_removed", "credit")
+    __slots__ = ("_heap", "_removed", "credit", "turn")
 
-    def __init__(self, credit: int) -> None:
+    def __init__(self, credit: int, turn: int) -> None:
         self.credit = credit
         """Tokens; the next job may be admitted while it is above 0."""
+        self.turn = turn
+        """Its place in a round."""
         self._heap: list[tuple[int, int, Job]] = []
         """Priority, number, job. Jobs mostly arrive in this order: then adding one costs the same however many
         there are."""
@@ -83,8 +86,9 @@ class FairQueue:
         """Preempted jobs: they come first, and were charged when they were admitted first."""
         self._ready: OrderedDict[str, _Line] = OrderedDict()
         """Scopes with jobs and credit, the one whose turn it is first."""
-        self._spent: OrderedDict[str, _Line] = OrderedDict()
-        """Scopes with jobs, and without credit until the next round, in the order of their turns."""
+        self._spent: dict[str, _Line] = {}
+        """Scopes with jobs, and without credit until the next round."""
+        self._turns = count()
         self._debts: dict[str, tuple[int, int]] = {}
         """Of scopes without jobs: credit below 0, and the round in which they were left with it."""
         self._debts_looked_through_at = _MOST_DEBTS
@@ -97,7 +101,7 @@ class FairQueue:
         """See `WaitingQueue`. O(1) for the one that arrived last, else O(log jobs)."""
         line = self._line(job.scope)
         if line is None:
-            line = _Line(self._credit_of(job.scope))
+            line = _Line(self._credit_of(job.scope), next(self._turns))
             (self._ready if line.credit > 0 else self._spent)[job.scope] = line
         line.add(job)
         self._added(job, 1)
@@ -130,7 +134,6 @@ class FairQueue:
         elif line.credit <= 0:
             self._ready.pop(job.scope, None)
             self._spent[job.scope] = line
-            self._spent.move_to_end(job.scope)
 
     def set_aside(self, job: Job) -> None:
         """See `WaitingQueue`."""
@@ -222,6 +225,7 @@ class FairQueue:
         self._round += rounds
         for line in (*self._ready.values(), *self._spent.values()):
             line.credit = min(self._quantum, line.credit + rounds * self._quantum)
-        for scope in [scope for scope, line in self._spent.items() if line.credit > 0]:
+        begun = [(line.turn, scope) for scope, line in self._spent.items() if line.credit > 0]
+        for _, scope in sorted(begun):
             self._ready[scope] = self._spent.pop(scope)
         return True

@@ -11,9 +11,9 @@ and `remove` whenever a job ends. A job that waits is in the queue, or parked wh
 it needs, too.
 
 Admission takes the queue's first job as long as there is a seat (`max_running`) and its chunks fit beside those
-that others are sure to need (`admission.py`). One that does not fit is overtaken by nobody but jobs of scopes that
-have less than an equal share, while another scope has more (`shares.py`): for a job within its scope's share, the
-other scope's youngest sequences are preempted.
+that others are sure to need (`admission.py`). One that does not fit is not overtaken. Jobs of scopes that have less
+than an equal share of seats and chunks come before those of other scopes; and where a scope has more than its
+share, its youngest sequences are preempted for a job that is within its own scope's (`shares.py`).
 """
 
 from __future__ import annotations
@@ -183,27 +183,28 @@ class Scheduler:
         for job in self._parking.release(self._config.max_running):
             self._wait_again(job)
         self._room = None
-        parked = 0
-        # None until the queue's first job finds no room; from then on scopes without their share come first.
-        shares: Shares | None = None
+        shares, parked = self._shares(), 0
         while parked < _MOST_PARKED:
-            passed_over = set() if shares is None else shares.satisfied
-            if shares is not None and not passed_over:
-                return
-            first = self._queue.first(passed_over)
+            # Scopes with their share come after those without: else what one gets another one would soon take back.
+            at_share = shares.at_share
+            first, is_due = self._queue.first(at_share), True
+            if first is None and at_share:
+                first, is_due = self._queue.first(), False
             if first is None:
                 return
             try:
-                tried = self._try(first, shares)
+                while (tried := self._try(first, shares if is_due else None)) is _Try.AGAIN:
+                    # The same job: those who made way for it come before it in the queue.
+                    shares = self._shares()
             except Exception as error:
                 self._end(first, "error", error)
                 continue
+            if tried is _Try.NO_ROOM:
+                return
             if tried is _Try.PARKED:
                 parked += 1
-            if tried is _Try.NO_ROOM and shares is not None:
-                return
-            if tried is _Try.NO_ROOM or shares is not None:
-                shares = self._shares()
+            elif first.kv is not None:
+                shares.add(first)
 
     def _wait_again(self, job: Job) -> None:
         if job.completion.preemptions:
@@ -216,7 +217,8 @@ class Scheduler:
 
     def _try(self, job: Job, shares: Shares | None) -> _Try:
         """Admits one job, unless another one is computing chunks that it needs, too, or there is no room."""
-        if shares is None and (len(self.running) >= self._seats or self._is_still_blocked(job)):
+        may_take = shares is not None and shares.has_excess
+        if not may_take and (len(self.running) >= self._seats or self._is_still_blocked(job)):
             return _Try.NO_ROOM
         request = job.completion.request
         tokens = job.token_bytes

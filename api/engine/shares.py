@@ -16,6 +16,8 @@ class Shares:
     A *seat* is a place among the sequences of a step.
     """
 
+    scopes: int
+    """How many there are."""
     seats: Counter[str]
     chunks: Counter[str]
     seat_share: int
@@ -30,19 +32,32 @@ class Shares:
         chunks: Counter[str] = Counter()
         for job in running:
             chunks[job.scope] += job.promised
-        scopes = len({*held, *waiting})
-        return cls(held, chunks, max(1, seats // max(1, scopes)), slots // max(1, scopes))
+        scopes = max(1, len({*held, *waiting}))
+        return cls(scopes, held, chunks, max(1, seats // scopes), slots // scopes)
+
+    def add(self, job: Job) -> None:
+        """Notes a job that was admitted."""
+        self.seats[job.scope] += 1
+        self.chunks[job.scope] += job.promised
 
     @property
-    def satisfied(self) -> set[str]:
-        """Scopes that have their share: others come before them. Empty where no scope has more than its share."""
-        if not any(self._excess(scope) for scope in self.seats):
+    def at_share(self) -> set[str]:
+        """Scopes that have their share, or more; none where there is but one scope."""
+        if self.scopes < 2:
             return set()
         return {
             scope
-            for scope in self.seats
-            if self.seats[scope] >= self.seat_share or self.chunks[scope] >= self.chunk_share
+            for scope, seats in self.seats.items()
+            if seats >= self.seat_share or self.chunks[scope] >= self.chunk_share
         }
+
+    @property
+    def has_excess(self) -> bool:
+        """Whether a scope has more than its share."""
+        return self.scopes > 1 and any(
+            seats > self.seat_share or self.chunks[scope] > self.chunk_share
+            for scope, seats in self.seats.items()
+        )
 
     def entitles(self, job: Job, needed: int) -> bool:
         """Whether a job that needs so many chunks is within its scope's share."""
@@ -66,9 +81,6 @@ class Shares:
     def excess_chunks(self) -> int:
         """Chunks that scopes have beyond their shares, together."""
         return sum(max(0, chunks - self.chunk_share) for chunks in self.chunks.values())
-
-    def _excess(self, scope: str) -> bool:
-        return self.seats[scope] > self.seat_share or self.chunks[scope] > self.chunk_share
 
 
 def youngest_of(running: Sequence[Job], scope: str) -> Job:
