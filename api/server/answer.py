@@ -31,6 +31,7 @@ from kvtrie.api.server.replies import (
 )
 from kvtrie.api.server.serve_metrics import ServeMetrics
 from kvtrie.api.server.shown_logprobs import chat_logprobs, completion_logprobs
+from kvtrie.api.server.text_pool import TextPool
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -59,13 +60,18 @@ class Answer:
         self._choices: list[Choice] = []
         self._ended = False
 
-    async def begin(self, generation: Generation) -> None:
+    async def begin(self, generation: Generation, pool: TextPool) -> None:
         """Queues every choice.
+
+        Args:
+            generation: where to.
+            pool: for work that grows with the prompts.
 
         Raises:
             KvtrieError: the engine refuses one; those before it are cancelled.
         """
-        job, tokenizer = self.job, self._text.optional_tokenizer
+        job = self.job
+        texts = await pool.run(self._texts)
         for place, prompt in enumerate(job.prompts):
             for sampling in job.samplings:
                 wanted = Wanted(
@@ -77,11 +83,19 @@ class Answer:
                     priority=job.priority,
                 )
                 stream = await generation.begin(wanted)
-                text = None
-                if tokenizer is not None:
-                    least = sampling.min_tokens
-                    text = StoppedText(tokenizer, prompt, job.stops, least_tokens=least)
-                self._choices.append(Choice(len(self._choices), stream, text))
+                index = len(self._choices)
+                self._choices.append(Choice(index, stream, texts[index], self._metrics.tokens_came))
+
+    def _texts(self) -> list[StoppedText | None]:
+        """The text of each choice, none of it yet. Looks at the end of its prompt, which may be long."""
+        job, tokenizer = self.job, self._text.optional_tokenizer
+        return [
+            None
+            if tokenizer is None
+            else StoppedText(tokenizer, prompt.tolist(), job.stops, least_tokens=sampling.min_tokens)
+            for prompt in job.prompts
+            for sampling in job.samplings
+        ]
 
     def end(self) -> None:
         """Cancels what is not done, and counts what was."""
@@ -102,10 +116,12 @@ class Answer:
             tokens = choice.whole_tokens
             if tokens is not None:
                 text = "".join(choice.said)
-                self._chats.remember(chat.digest.with_answer(text), chat.prompt, tokens, text)
+                self._chats.remember(
+                    chat.digest.with_answer(text), chat.text, self.job.prompts[0], tokens, text
+                )
 
-    async def whole(self) -> ChatReply | CompletionReply:
-        """The answer at once.
+    async def all_of_it(self) -> None:
+        """Waits until every choice has ended.
 
         Raises:
             KvtrieError: what ended a request.
@@ -113,6 +129,9 @@ class Answer:
         async with aclosing(merged(self._choices)) as pieces:
             async for _ in pieces:
                 pass
+
+    def reply(self) -> ChatReply | CompletionReply:
+        """The answer at once, when every choice has ended. Takes time linear in it: for a thread."""
         count = len(self._choices)
         said = [self._echo(choice.index) + "".join(choice.said) for choice in self._choices]
         reasons: list[Any] = [choice.ended_by for choice in self._choices]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kvtrie.api.huggingface.chat_prompt import ChatPrompt
+from kvtrie.prefix_tree.keys import TokenArray
 
 _SHORTEST_BYTES = 256
 """What an entry takes besides its text and tokens, about."""
@@ -49,7 +50,7 @@ class _Chat:
 
     text: str
     """The prompt's, and the answer's."""
-    tokens: np.ndarray[Any, np.dtype[np.int32]]
+    tokens: TokenArray
     """Of both."""
 
     @property
@@ -71,18 +72,23 @@ class AnsweredChats:
         self._lock = threading.Lock()
 
     def remember(
-        self, digest: bytes, prompt: ChatPrompt, answer_tokens: Sequence[int], answer_text: str
+        self,
+        digest: bytes,
+        text: str,
+        tokens: TokenArray,
+        answer_tokens: Sequence[int],
+        answer_text: str,
     ) -> None:
         """Remembers a chat.
 
         Args:
             digest: of its messages, the answer among them.
-            prompt: what was answered.
+            text: what was answered.
+            tokens: int32 `[tokens]`, its tokens.
             answer_tokens: without the one that ended the answer.
             answer_text: theirs.
         """
-        tokens = np.concatenate([np.asarray(prompt.tokens, np.int32), np.asarray(answer_tokens, np.int32)])
-        chat = _Chat(prompt.text + answer_text, tokens)
+        chat = _Chat(text + answer_text, np.concatenate([tokens, np.asarray(answer_tokens, np.int32)]))
         if chat.size_bytes > self._capacity_bytes:
             return
         with self._lock:

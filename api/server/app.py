@@ -62,10 +62,12 @@ def create_app(model: ServedModel) -> ASGIApp:
             raise AccessDenied("the admin key has no cache of its own: use a tenant's key")
         answer = Answer(job, caller, model.metrics, served, is_chat=is_chat)
         try:
-            await answer.begin(model.generation)
+            await answer.begin(model.generation, model.pool)
             if job.is_stream:
                 return EventStream(answer.events(), config.stall_seconds, answer.end)
-            return _json(await until_gone(request.receive, answer.whole()))
+            await until_gone(request.receive, answer.all_of_it())
+            content = await model.pool.run(lambda: answer.reply().model_dump_json())
+            return Response(content, media_type="application/json")
         finally:
             if not job.is_stream:
                 answer.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
@@ -33,15 +33,20 @@ class Choice:
         index: among the answer's choices.
         stream: its tokens.
         text: its text, which stop strings may end; None where there is no tokenizer.
+        on_tokens: called with the seconds since tokens came before, and how many have come. Not for the first.
     """
 
-    def __init__(self, index: int, stream: TokenStream, text: StoppedText | None) -> None:
+    def __init__(
+        self,
+        index: int,
+        stream: TokenStream,
+        text: StoppedText | None,
+        on_tokens: Callable[[float, int], object],
+    ) -> None:
         self.index = index
         self.stream = stream
         self.tokens = 0
         """Tokens computed and used, the one that ended it included."""
-        self.arrivals: list[tuple[float, int]] = []
-        """When tokens came, and how many; seconds of `time.perf_counter`."""
         self.said: list[str] = []
         """Text so far, in pieces."""
         self.logprobs: list[ChosenLogprobs] = []
@@ -49,6 +54,7 @@ class Choice:
         self.ended_by: FinishReason | None = None
         """None while it is under way, and where it was left."""
         self._text = text
+        self._on_tokens = on_tokens
         self._told = 0
         """How many of `logprobs` were in pieces."""
 
@@ -59,8 +65,12 @@ class Choice:
             KvtrieError: what ended the request.
         """
         completion = self.stream.completion
+        before: float | None = None
         async for tokens in self.stream.fresh():
-            self.arrivals.append((time.perf_counter(), len(tokens)))
+            now = time.perf_counter()
+            if before is not None:
+                self._on_tokens(now - before, len(tokens))
+            before = now
             said = []
             for token in tokens:
                 said.append(self._add(token))

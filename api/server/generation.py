@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,14 +18,15 @@ from kvtrie.api.engine.request import Completion
 from kvtrie.api.engine.sampling.parameters import Sampling
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 from kvtrie.prefix_tree.errors import EngineStopped
+from kvtrie.prefix_tree.keys import TokenArray
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """One completion of one prompt."""
 
-    tokens: Sequence[int]
-    """The prompt."""
+    tokens: TokenArray
+    """The prompt, int32 `[tokens]`."""
     tenant: str | None
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 from kvtrie.api.engine.sampling.constraint import JsonSchema
 from kvtrie.api.engine.sampling.parameters import Sampling
 from kvtrie.api.engine.sampling.uniforms import derived_seed
-from kvtrie.api.huggingface.chat_prompt import ChatPrompt
 from kvtrie.api.server.answered_chats import AnsweredChats, ChatDigest
 from kvtrie.api.server.api_error import TOO_LONG, ApiError, validation_error
 from kvtrie.api.server.prompts import PromptText
@@ -23,6 +22,7 @@ from kvtrie.api.server.requests import (
     SamplingFields,
 )
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -42,10 +42,12 @@ _SAMPLING = (
 
 @dataclass(frozen=True, slots=True)
 class AnsweredAs:
-    """A chat's prompt and the digest of its messages."""
+    """How the answers of a chat are remembered."""
 
-    prompt: ChatPrompt
+    text: str
+    """The prompt's."""
     digest: ChatDigest
+    """Of its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Job:
 
     model: str
     """The name it was asked for by."""
-    prompts: list[list[int]]
+    prompts: list[TokenArray]
     echoes: list[str]
     """For each prompt, the text that its choices begin with."""
     n: int
@@ -153,7 +155,7 @@ def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
         further["logprobs"] = body.top_logprobs or 0
     job = _job(served, body, name, [prompt.tokens], [""], most, "messages", further)
     # An answer that continues a message, or begins where none is opened, is no message of its own.
-    return replace(job, chat=AnsweredAs(prompt, digest)) if body.add_generation_prompt else job
+    return replace(job, chat=AnsweredAs(prompt.text, digest)) if body.add_generation_prompt else job
 
 
 def completion_job(served: Served, raw: bytes) -> Job:
@@ -227,7 +229,7 @@ def _job(
         raise ApiError(400, "stream_options need stream true", param="stream_options")
     return Job(
         model=name,
-        prompts=prompts,
+        prompts=[as_tokens(tokens) for tokens in prompts],
         echoes=echoes,
         n=n,
         max_new_tokens=room,

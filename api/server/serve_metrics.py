@@ -57,6 +57,10 @@ class ServeMetrics:
         self._finished: Counter[str] = Counter()
         self._by_tenant: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
+    def tokens_came(self, seconds: float, tokens: int) -> None:
+        """Counts tokens of one choice that came so long after those before."""
+        self._itl.observe(seconds / tokens, tokens)
+
     def ended(self, tenant: str, choices: Sequence[Choice], job: Job) -> None:
         """Counts the choices of one answer."""
         mine = self._by_tenant[tenant]
@@ -75,8 +79,6 @@ class ServeMetrics:
                 self._ttft.observe(completion.first_token_at - completion.submitted_at)
             if completion.finished_at is not None:
                 self._e2e.observe(completion.finished_at - completion.submitted_at)
-            for (before, _), (at, tokens) in zip(choice.arrivals, choice.arrivals[1:]):
-                self._itl.observe((at - before) / tokens, tokens)
 
     def page(self, engine: Mapping[str, Any], running: int, waiting: int) -> str:
         """The exposition of one moment.
