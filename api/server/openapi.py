@@ -146,9 +146,9 @@ def _answering(summary: str, sent: str, whole: str, event: str, most_bytes: int)
     path["post"]["description"] = f"The body may have at most {most_bytes} bytes."
     reply = path["post"]["responses"]["200"]
     reply["description"] = "The answer; with `stream` true, events of which each is a chunk of it."
-    reply["content"]["text/event-stream"] = {
-        "schema": {"type": "string", "description": f"Each event is a {event}, and the last one `[DONE]`."}
-    }
+    # Without a type: some tools check the whole text by it, and some each event taken apart.
+    event_form = {"description": f"Each event's data is a {event}, and the last one's `[DONE]`."}
+    reply["content"]["text/event-stream"] = {"schema": event_form}
     return path
 
 
