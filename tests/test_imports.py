@@ -228,6 +228,7 @@ def test_without_the_extras_a_name_loads_or_says_what_it_needs():
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
         "Engine needs transformers: pip install 'kvtrie[all]'",
+        "EngineLoop needs transformers: pip install 'kvtrie[all]'",
         "PrefixCachedModel needs transformers: pip install 'kvtrie[all]'",
         "SidecarTier needs httpx: pip install 'kvtrie[all]'",
         "Warmed needs transformers: pip install 'kvtrie[all]'",

@@ -53,6 +53,9 @@ class Driving(ABC):
                     continue
                 for completion in self.under_way():
                     loop.wait_for(completion.ended)
+                if loop.error is not None:
+                    # What is left then, if anything, nobody can move on.
+                    return
         finally:
             self._waits.end(waiting)
 

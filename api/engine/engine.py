@@ -150,8 +150,8 @@ class Engine(Driving):
         self._inbox.put(job)
         if loop is not None:
             loop.wake()
-            if loop.ended.has_come:
-                # It ended meanwhile, and may have overlooked this one.
+            if loop.is_closed:
+                # It may have overlooked this one.
                 self.discard([completion])
                 loop.check_open()
         return completion

@@ -49,8 +49,10 @@ class EngineLoop:
         """Set once the loop has ended with an error. May be waited for."""
         self.error: BaseException | None = None
         """What ended the loop."""
+        self.is_closed = False
+        """The last requests are being ended: one that is submitted from now on is overlooked."""
         self.ended = OnceCallbacks()
-        """Called once the loop has ended, either way, in its thread."""
+        """Called once the loop has ended, either way, in its thread. No request is under way by then."""
 
     def start(self) -> None:
         """Starts the thread.
@@ -96,7 +98,7 @@ class EngineLoop:
 
     @property
     def is_running(self) -> bool:
-        """Whether it steps, or would if there were work."""
+        """Whether it has been started, and has not ended: nobody else need step."""
         return self._thread is not None and not self.ended.has_come
 
     @property
@@ -140,17 +142,18 @@ class EngineLoop:
             self._failed_by(error)
         try:
             self._was_idle = engine.idle
-            # Before requests are ended: whoever submits one after that sees that the loop has ended.
-            self.ended.has_come = True
+            # Before requests are ended: whoever submits one after that sees it.
+            self.is_closed = True
             if self.error is None:
                 engine.cancel_all()
         except BaseException as error:
             self._failed_by(error)
-        finally:
+        try:
             if self.error is None:
                 engine.loop = None
             else:
                 engine.end_all(self.error)
+        finally:
             self.ended.call()
 
     def _step_on(self) -> None:
