@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kvtrie.api.engine.engine import Engine
     from kvtrie.api.engine.engine_config import EngineConfig
     from kvtrie.api.engine.request import Completion, Request
+    from kvtrie.api.engine.sampling.constraint import JsonSchema, Regex
+    from kvtrie.api.engine.sampling.fan_out import fan_out
     from kvtrie.api.engine.sampling.parameters import Sampling
     from kvtrie.api.eviction import Eviction
     from kvtrie.api.huggingface.cached_model import PrefixCachedModel, Warmed
@@ -24,12 +26,15 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 _HOME = {
@@ -37,12 +42,15 @@ _HOME = {
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
     "Eviction": "eviction",
+    "JsonSchema": "engine.sampling.constraint",
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",
+    "Regex": "engine.sampling.constraint",
     "Request": "engine.request",
     "Sampling": "engine.sampling.parameters",
     "SidecarTier": "tiers.sidecar_tier",
     "Warmed": "huggingface.cached_model",
+    "fan_out": "engine.sampling.fan_out",
 }
 
 

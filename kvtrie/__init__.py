@@ -21,12 +21,15 @@ if TYPE_CHECKING:
         Engine,
         EngineConfig,
         Eviction,
+        JsonSchema,
         LowerTier,
         PrefixCachedModel,
+        Regex,
         Request,
         Sampling,
         SidecarTier,
         Warmed,
+        fan_out,
     )
 
 __all__ = [
@@ -34,12 +37,15 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 
