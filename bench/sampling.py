@@ -2,8 +2,8 @@
 
     python -m bench.sampling [--threads 2] [--rows 32] [--vocabulary 128000]
 
-Each setting and argmax are timed in turn, several times, and the ratio is of the medians. Before, tokens are drawn and
-compared with those that Hugging Face's warpers keep; one that they do not keep ends the run.
+Each setting and argmax are timed in turn, several times, and the ratio is of the medians. Before, tokens are drawn
+and compared with those that Hugging Face's warpers keep; one that they do not keep ends the run.
 """
 
 from __future__ import annotations

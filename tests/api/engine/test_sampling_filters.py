@@ -21,12 +21,12 @@ from transformers import (
 
 from kvtrie.api import Sampling
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sampling.choose import Choice, Chooser, next_token
+from kvtrie.api.engine.sampling.choose import Choice, Chooser, _draw_by_sort, next_token
 from kvtrie.api.engine.sampling.cpu_draws import CpuDraws
 from kvtrie.api.engine.sampling.grammar import GrammarState
 from kvtrie.api.engine.sampling.nucleus import NucleusDraw, block_sums, pick
 from kvtrie.api.engine.sampling.processors import process
-from kvtrie.api.engine.sampling.sorted_filters import Filters, draw_sorted, filtered_unsorted
+from kvtrie.api.engine.sampling.sorted_filters import Filters, filtered_unsorted
 
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.0},
@@ -155,12 +155,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(setting: dict[str, Any], w
     expected = torch.softmax(warped(logits, Sampling(**setting)), -1)[0]
     samplers = [Sampler(Sampling(**setting, seed=seed)) for seed in range(count)]
     scores = (logits / setting["temperature"]).repeat(count, 1)
-    if way == "cpu":
-        found = CpuDraws().draw(scores, samplers)
-    else:
-        ascending, order = scores.sort()
-        filters = Filters.of([one.sampling for one in samplers], scores.device)
-        found = draw_sorted(ascending, order, filters, [one.uniform() for one in samplers])
+    # By the sort, as on a GPU.
+    found = CpuDraws().draw(scores, samplers) if way == "cpu" else _draw_by_sort(scores, samplers)
     seen = Counter(found.tolist())
     assert all(expected[token] > 0 for token in seen)
     likely = [token for token in range(150) if expected[token] * count >= 5]
