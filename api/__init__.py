@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kvtrie.api.engine.engine_config import EngineConfig
     from kvtrie.api.engine.loop import EngineLoop
     from kvtrie.api.engine.request import Completion, Request
+    from kvtrie.api.engine.sampling.constraint import JsonSchema, Regex
+    from kvtrie.api.engine.sampling.fan_out import fan_out
     from kvtrie.api.engine.sampling.parameters import Sampling
     from kvtrie.api.eviction import Eviction
     from kvtrie.api.huggingface.cached_model import PrefixCachedModel, Warmed
@@ -26,12 +28,15 @@ __all__ = [
     "EngineConfig",
     "EngineLoop",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 _HOME = {
@@ -40,12 +45,15 @@ _HOME = {
     "EngineConfig": "engine.engine_config",
     "EngineLoop": "engine.loop",
     "Eviction": "eviction",
+    "JsonSchema": "engine.sampling.constraint",
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",
+    "Regex": "engine.sampling.constraint",
     "Request": "engine.request",
     "Sampling": "engine.sampling.parameters",
     "SidecarTier": "tiers.sidecar_tier",
     "Warmed": "huggingface.cached_model",
+    "fan_out": "engine.sampling.fan_out",
 }
 
 

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
         EngineConfig,
         EngineLoop,
         Eviction,
+        JsonSchema,
         LowerTier,
         PrefixCachedModel,
+        Regex,
         Request,
         Sampling,
         SidecarTier,
         Warmed,
+        fan_out,
     )
 
 __all__ = [
@@ -36,12 +39,15 @@ __all__ = [
     "EngineConfig",
     "EngineLoop",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 

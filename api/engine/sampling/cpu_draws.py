@@ -89,8 +89,8 @@ class CpuDraws:
         for row in rows:
             k = samplers[row].sampling.top_k
             if 0 < k < scores.shape[-1]:
-                own, place = scores[row], scores.shape[-1] - k
-                own.masked_fill_(own < float(np.partition(own.numpy(), place)[place]), -inf)
+                own, place = scores[row].numpy(), scores.shape[-1] - k
+                np.putmask(own, own < np.partition(own, place)[place], -inf)
         given = scores if len(rows) == len(scores) else scores[rows]
         probabilities = self.buffer("probabilities", scores, len(rows))
         torch.softmax(given, -1, out=probabilities)

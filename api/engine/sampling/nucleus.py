@@ -24,6 +24,10 @@ from kvtrie.api.engine.sampling.sorted_filters import Filters, filtered_unsorted
 BLOCK = 128
 """Tokens that are summed first, so that a draw looks at vocabulary / 128 sums, and then at 128 tokens."""
 
+_PART = 32_000
+"""Tokens that torch sums in one thread. More are shared out among its threads; where other processes use the cores
+too, the wait for the last thread takes many times as long as the work."""
+
 _ROUNDING = 2e-5
 """More than fp32 sums over 200,000 probabilities differ between orders of adding them."""
 
@@ -40,6 +44,13 @@ def block_sums(weights: Tensor) -> NDArray[np.float64]:
         parts.append(weights[:, whole:].sum(-1, keepdim=True))
     sums: NDArray[np.float64] = torch.cat(parts, -1).double().numpy()
     return sums
+
+
+def block_sums_of_row(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """`block_sums` of one row, `[vocabulary]`, in one thread."""
+    whole = len(weights) // BLOCK * BLOCK
+    sums = weights[:whole].reshape(-1, BLOCK).sum(-1).astype(np.float64)
+    return sums if whole == len(weights) else np.append(sums, weights[whole:].sum())
 
 
 def pick(weights: NDArray[np.float32], sums: NDArray[np.float64], uniform: float) -> int:
@@ -80,7 +91,8 @@ class NucleusDraw:
         self, scores: Tensor, probabilities: Tensor, sums: NDArray[np.float64], sampler: Sampler
     ) -> None:
         self._scores = scores
-        self._probabilities = probabilities
+        self._parts = probabilities.chunk(-(-len(probabilities) // _PART))
+        self._row: NDArray[np.float32] = probabilities.numpy()
         self._sums = sums
         self._sampler = sampler
         sampling = sampler.sampling
@@ -89,26 +101,26 @@ class NucleusDraw:
         # As a float of 32 bits, which Hugging Face compares with.
         self._nucleus = self._all - float(np.float32(1 - sampling.top_p))
         """A token is kept if those likelier than it have less than this probability together."""
-        self._least = sampling.min_p * float(probabilities.max()) if sampling.min_p else 0.0
+        self._least = sampling.min_p * float(self._row.max()) if sampling.min_p else 0.0
         """A token is kept if it has this probability."""
         self.was_sorted = False
         """Whether rounding or ties had to be decided by a sort."""
 
     def token(self) -> int:
         """The token drawn."""
-        weights, sums = self._probabilities, self._sums
+        weights, sums = self._row, self._sums
         if self._least:
             weights, sums = self._above(self._least * (1 - _ROUNDING))
         attempt = 0
         while True:
             uniform = self._sampler.uniform(attempt)
-            token = pick(weights.numpy(), sums, uniform)
-            probability = float(self._probabilities[token])
+            token = pick(weights, sums, uniform)
+            probability = float(self._row[token])
             kept = self._is_kept(probability)
             if kept is None:
                 self.was_sorted = True
-                weights = self.kept_by_sort()
-                return pick(weights.numpy(), block_sums(weights[None])[0], uniform)
+                weights = self.kept_by_sort().numpy()
+                return pick(weights, block_sums_of_row(weights), uniform)
             if kept:
                 return token
             weights, sums = self._above(probability)
@@ -116,7 +128,7 @@ class NucleusDraw:
 
     def keeps(self, token: int) -> bool:
         """Whether a token may be drawn."""
-        kept = self._is_kept(float(self._probabilities[token]))
+        kept = self._is_kept(float(self._row[token]))
         return bool(self.kept_by_sort()[token]) if kept is None else kept
 
     def kept_by_sort(self) -> Tensor:
@@ -149,8 +161,8 @@ class NucleusDraw:
         return None
 
     def _mass_above(self, probability: float) -> float:
-        return float(threshold(self._probabilities, probability, 0.0).sum())
+        return sum(float(threshold(part, probability, 0.0).sum()) for part in self._parts)
 
-    def _above(self, probability: float) -> tuple[Tensor, NDArray[np.float64]]:
-        weights = threshold(self._probabilities, probability, 0.0)
-        return weights, block_sums(weights[None])[0]
+    def _above(self, probability: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        weights: NDArray[np.float32] = self._row * (self._row > np.float32(probability))
+        return weights, block_sums_of_row(weights)

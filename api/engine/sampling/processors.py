@@ -53,22 +53,20 @@ def _subtract_penalties(scores: Tensor, rows: Sequence[tuple[int, Sampler]]) -> 
         return np.repeat(np.asarray(values), lengths)
 
     tokens = np.concatenate([counts.tokens for _, _, counts in counted])
-    places = _flat(scores, each([row for row, _, _ in counted]), tokens)
     counts = np.concatenate([counts.counts for _, _, counts in counted])
     repetition = each([sampling.repetition_penalty for _, sampling, _ in counted])
     frequency = each([sampling.frequency_penalty for _, sampling, _ in counted])
     presence = each([sampling.presence_penalty for _, sampling, _ in counted])
-    # [2, seen tokens of all rows], one transfer
-    factors = torch.from_numpy(
-        np.stack([repetition, counts * frequency + (counts > 0) * presence]).astype(np.float32)
-    ).to(scores.device)
+    factors = np.stack([repetition, counts * frequency + (counts > 0) * presence]).astype(np.float32)
+    rows_of = each([row for row, _, _ in counted])
     # A prompt may have tokens that a model embeds and has no logits for.
-    if len(tokens) and tokens.max() >= scores.shape[-1]:
-        has_logit = torch.from_numpy(tokens < scores.shape[-1]).to(scores.device)
-        places, factors = places[has_logit], factors[:, has_logit]
+    has_logit = tokens < scores.shape[-1]
+    places = _flat(scores, rows_of[has_logit], tokens[has_logit])
+    # [2, seen tokens of all rows], one transfer
+    divisor, subtracted = torch.from_numpy(factors[:, has_logit]).to(scores.device)
     flat = scores.view(-1)
     found = flat[places]
-    found = torch.where(found < 0, found * factors[0], found / factors[0]) - factors[1]
+    found = torch.where(found < 0, found * divisor, found / divisor) - subtracted
     flat[places] = found
 
 

@@ -108,6 +108,12 @@ def test_all_answers_match(cached: PrefixCachedModel, pattern: str) -> None:
     assert all(re.fullmatch(pattern, text.strip()) for text in texts), texts
 
 
+def test_a_request_ends_with_the_token_after_which_nothing_may_follow(cached: PrefixCachedModel) -> None:
+    for one in answers(cached, Regex("[0-9]{3}")):
+        assert cached.tokenizer.eos_token_id not in one.tokens
+        assert one.stopped_by is None
+
+
 def test_the_constraint_s_state_survives_preemption(cached: PrefixCachedModel) -> None:
     constraint = JsonSchema(SCHEMAS[0], whitespace=False)
     expected = answers(cached, constraint, count=1)[0]

@@ -21,11 +21,12 @@ from transformers import (
 
 from kvtrie.api import Sampling
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.choose import Choice, Chooser, _draw_by_sort, next_token
 from kvtrie.api.engine.sampling.cpu_draws import CpuDraws
+from kvtrie.api.engine.sampling.grammar import GrammarState
 from kvtrie.api.engine.sampling.nucleus import NucleusDraw, block_sums, pick
 from kvtrie.api.engine.sampling.processors import process
-from kvtrie.api.engine.sampling.sorted_filters import Filters, draw_sorted, filtered_unsorted
+from kvtrie.api.engine.sampling.sorted_filters import Filters, filtered_unsorted
 
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 1.0},
@@ -154,12 +155,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(setting: dict[str, Any], w
     expected = torch.softmax(warped(logits, Sampling(**setting)), -1)[0]
     samplers = [Sampler(Sampling(**setting, seed=seed)) for seed in range(count)]
     scores = (logits / setting["temperature"]).repeat(count, 1)
-    if way == "cpu":
-        found = CpuDraws().draw(scores, samplers)
-    else:
-        ascending, order = scores.sort()
-        filters = Filters.of([one.sampling for one in samplers], scores.device)
-        found = draw_sorted(ascending, order, filters, [one.uniform() for one in samplers])
+    # By the sort, as on a GPU.
+    found = CpuDraws().draw(scores, samplers) if way == "cpu" else _draw_by_sort(scores, samplers)
     seen = Counter(found.tolist())
     assert all(expected[token] > 0 for token in seen)
     likely = [token for token in range(150) if expected[token] * count >= 5]
@@ -177,10 +174,27 @@ def test_rows_whose_ties_reach_further_than_is_collected() -> None:
     logits = torch.zeros(1, 5000)
     drawn = {
         int(CpuDraws().draw(logits.clone(), [Sampler(Sampling(temperature=1, top_k=3, seed=seed))]))
-        for seed in range(40)
+        for seed in range(300)
     }
-    assert len(drawn) > 30
-    assert max(drawn) > 3 + 64
+    # The first so many of top-k and its ties are 80.
+    assert len(drawn) > 200
+
+
+@pytest.mark.parametrize("difference", [-1e-6, 1e-6])
+@pytest.mark.parametrize("min_p", [0.5, 0.1])
+def test_tokens_at_the_edge_of_min_p(min_p: float, difference: float) -> None:
+    logits = torch.tensor([[0.0, math.log(min_p) + difference, -1.5, -9.0]])
+    sampling = Sampling(temperature=1, min_p=min_p)
+    (draw,) = draws(logits, sampling)
+    expected = (warped(logits, sampling) > -math.inf)[0].tolist()
+    assert [draw.keeps(token) for token in range(4)] == expected
+    assert expected[1] == (difference > 0)
+
+
+def test_every_token_has_a_random_number_of_its_own() -> None:
+    sampler, logits = Sampler(Sampling(temperature=1, seed=3)), torch.zeros(500)
+    tokens = [next_token(sampler, logits) for _ in range(50)]
+    assert len(set(tokens)) > 40
 
 
 def test_sorts_are_rare_and_counted() -> None:
@@ -268,3 +282,20 @@ def test_counts_grow_with_the_completion() -> None:
     assert sampler.counts is not None
     found = dict(zip(sampler.counts.tokens.tolist(), sampler.counts.counts.tolist()))
     assert found == {**dict.fromkeys(range(100), 1), 4: 3}
+
+
+def test_logits_of_no_token_are_forbidden_by_a_constraint() -> None:
+    """A head may be wider than the tokenizer's vocabulary."""
+
+    class OddTokens(GrammarState):
+        def __init__(self) -> None:
+            pass
+
+        def mask(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+            return np.array([0b10101010, 0b00000010], np.uint8)
+
+    logits = torch.ones(2, 20)
+    process(logits, [(1, Sampler(Sampling(), grammar=OddTokens()))])
+    assert logits[0].tolist() == [1] * 20
+    assert [token for token in range(20) if logits[1, token] == 1] == [1, 3, 5, 7, 9]
+    assert logits[1].isinf().sum() == 15
