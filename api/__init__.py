@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtrie.api.engine.engine import Engine
     from kvtrie.api.engine.engine_config import EngineConfig
+    from kvtrie.api.engine.loop import EngineLoop
     from kvtrie.api.engine.request import Completion, Request
-    from kvtrie.api.engine.sampler import Sampling
+    from kvtrie.api.engine.sampling.constraint import JsonSchema, Regex
+    from kvtrie.api.engine.sampling.fan_out import fan_out
+    from kvtrie.api.engine.sampling.parameters import Sampling
     from kvtrie.api.eviction import Eviction
     from kvtrie.api.huggingface.cached_model import PrefixCachedModel, Warmed
     from kvtrie.api.tiers.lower_tier import LowerTier
@@ -23,26 +26,34 @@ __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "EngineLoop",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 _HOME = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
+    "EngineLoop": "engine.loop",
     "Eviction": "eviction",
+    "JsonSchema": "engine.sampling.constraint",
     "LowerTier": "tiers.lower_tier",
     "PrefixCachedModel": "huggingface.cached_model",
+    "Regex": "engine.sampling.constraint",
     "Request": "engine.request",
-    "Sampling": "engine.sampler",
+    "Sampling": "engine.sampling.parameters",
     "SidecarTier": "tiers.sidecar_tier",
     "Warmed": "huggingface.cached_model",
+    "fan_out": "engine.sampling.fan_out",
 }
 
 

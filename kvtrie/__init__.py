@@ -23,26 +23,34 @@ if TYPE_CHECKING:
         Completion,
         Engine,
         EngineConfig,
+        EngineLoop,
         Eviction,
+        JsonSchema,
         LowerTier,
         PrefixCachedModel,
+        Regex,
         Request,
         Sampling,
         SidecarTier,
         Warmed,
+        fan_out,
     )
 
 __all__ = [
     "Completion",
     "Engine",
     "EngineConfig",
+    "EngineLoop",
     "Eviction",
+    "JsonSchema",
     "LowerTier",
     "PrefixCachedModel",
+    "Regex",
     "Request",
     "Sampling",
     "SidecarTier",
     "Warmed",
+    "fan_out",
 ]
 
 

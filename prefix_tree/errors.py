@@ -6,7 +6,9 @@
     │   └── AccessDenied               an API key or scope that does not exist or may not be read
     ├── CapacityError                  something of a fixed size is too small for what was asked
     │   ├── PoolExhausted              a request needs more slots than the pool can ever free
-    │   └── PinBudgetExceeded          a pin would hold more than its scope may pin
+    │   ├── PinBudgetExceeded          a pin would hold more than its scope may pin
+    │   └── QueueFull                  as many requests wait already as may; it says when to ask again
+    ├── EngineStopped                  the thread that runs the engine has ended, or is about to
     ├── StoreError                     a lower tier failed; the engine answers by recomputing
     │   ├── StoreUnavailable           unreachable, or past its deadline
     │   └── StoreFull                  reachable, but it refuses to take more
@@ -47,6 +49,19 @@ class PoolExhausted(CapacityError):
 
 class PinBudgetExceeded(CapacityError):
     """A pin would hold more bytes than its scope may pin."""
+
+
+class QueueFull(CapacityError):
+    """As many requests, or tokens of requests, wait already as may. Ask again after `retry_after_seconds`."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        """Estimated from how fast the engine has computed lately."""
+
+
+class EngineStopped(KvtrieError):
+    """The thread that runs the engine has ended, or is about to: the request is not served."""
 
 
 class StoreError(KvtrieError):

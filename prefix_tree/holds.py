@@ -135,6 +135,13 @@ class Holds:
             return True
         return held + held_bytes(self.pins, tier, seen) <= size_bytes
 
+    def nodes_of(self, tier: int) -> set[Node]:
+        """See `PrefixTree.held_nodes`."""
+        seen: set[Node] = set()
+        held_bytes(self.leases, tier, seen)
+        held_bytes(self.pins, tier, seen)
+        return seen
+
     def _hold(self, node: Node, held: list[Residence]) -> None:
         # Of a path that ends in a lower tier, the upper tiers' part is in use too.
         self.tick = tick = self.tick + 1

@@ -9,12 +9,16 @@ A root is in one of three states:
 
 A loose root becomes idle when it is asked for, and filled when a node is stored below it. So there is never a
 second root of a namespace while a caller refers to the first.
+
+Roots may be asked for in any thread, whatever the tree's owner does meanwhile: a lock of their own is held for as
+long as one of them changes its state.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from threading import RLock
 from weakref import WeakValueDictionary
 
 from kvtrie.prefix_tree.namespace import Namespace
@@ -40,37 +44,50 @@ class Roots:
         self._idle: OrderedDict[bytes, None] = OrderedDict()
         """Digests of idle roots; the one that was asked for, or lost its last node, most recently is last."""
         self._loose: WeakValueDictionary[bytes, Root] = WeakValueDictionary()
+        # Reentrant: a signal handler may ask for a root in the middle of these lines.
+        self._lock = RLock()
 
     def of(self, namespace: Namespace) -> Root:
         """The root of a namespace; makes one if there is none."""
         key = namespace.digest
-        root = self._kept.get(key)
-        if root is None:
-            root = self._loose.pop(key, None)
+        with self._lock:
+            root = self._kept.get(key)
             if root is None:
-                root = self._make(namespace)
-            self._kept[key] = root
-            self._rest(key)
-        elif root.nodes == 0:
-            self._idle.move_to_end(key)
-        return root
+                root = self._loose.get(key)
+                if root is None:
+                    root = self._make(namespace)
+                # Kept before it is no longer loose: an interrupt between the two must not lose it.
+                self._kept[key] = root
+                self._loose.pop(key, None)
+                self._rest(key)
+            elif root.nodes == 0 and key in self._idle:
+                self._idle.move_to_end(key)
+            return root
+
+    def has(self, root: Root) -> bool:
+        """Whether a root is one of these."""
+        with self._lock:
+            return self._kept.get(root.key) is root or self._loose.get(root.key) is root
 
     def filled(self, root: Root) -> None:
         """Tells that the first node of a root's namespace was stored."""
-        kept = self._kept.setdefault(root.key, root)
-        assert kept is root, f"two roots of namespace {root.key.hex()}"
-        self._idle.pop(root.key, None)
-        self._loose.pop(root.key, None)
+        with self._lock:
+            kept = self._kept.setdefault(root.key, root)
+            assert kept is root, f"two roots of namespace {root.key.hex()}"
+            self._idle.pop(root.key, None)
+            self._loose.pop(root.key, None)
 
     def emptied(self, root: Root) -> None:
         """Tells that the last node of a root's namespace was removed."""
-        self._rest(root.key)
+        with self._lock:
+            self._rest(root.key)
 
     def _rest(self, key: bytes) -> None:
         self._idle[key] = None
         while len(self._idle) > self.most_idle:
             oldest, _ = self._idle.popitem(last=False)
-            self._loose[oldest] = self._kept.pop(oldest)
+            self._loose[oldest] = self._kept[oldest]
+            del self._kept[oldest]
 
     @property
     def idle(self) -> int:
@@ -84,7 +101,8 @@ class Roots:
 
     def __iter__(self) -> Iterator[Root]:
         """Filled and idle roots, in the order in which they were made."""
-        return iter(self._kept.values())
+        with self._lock:
+            return iter(list(self._kept.values()))
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -8,7 +8,8 @@ an opaque handle. Who owns a handle when:
                                   stored the chunk first and the handle is still the request's
     evict ....................... the caller again, to free or demote
 
-Not thread-safe: its owner (engine or sidecar) calls it from one thread or under one lock.
+Not thread-safe: its owner (engine or sidecar) calls it from one thread or under one lock. Any thread may call
+`root` and `has_root`.
 """
 
 from __future__ import annotations
@@ -118,8 +119,15 @@ class PrefixTree:
         self._holds.steady = steady
 
     def root(self, namespace: Namespace) -> Root:
-        """The root of a namespace: the same object as long as it has a node below it, or somebody refers to it."""
+        """The root of a namespace: the same object as long as it has a node below it, or somebody refers to it.
+
+        This and `has_root` may be called in any thread, whatever the tree's owner does meanwhile.
+        """
         return self._roots.of(namespace)
+
+    def has_root(self, root: Root) -> bool:
+        """Whether a root is one of this tree."""
+        return self._roots.has(root)
 
     def _new_root(self, namespace: Namespace) -> Root:
         return Root(namespace, len(self.tiers), self._holds.steady(), self.unix_of)
@@ -440,6 +448,12 @@ class PrefixTree:
             self.expire_pins()
         may_stay = self.tiers[tier].used_bytes - size_bytes
         return may_stay >= 0 and self._holds.hold_at_most(tier, may_stay)
+
+    def held_nodes(self, tier: int) -> set[Node]:
+        """Every chunk of a tier that a lease or a pin holds. O(such chunks)."""
+        if self.pins:
+            self.expire_pins()
+        return self._holds.nodes_of(tier)
 
     def _leave(self, residence: Residence, tier: Tier, reason: str, now: float) -> Residence | None:
         """Takes a leaf out of the tier. Returns its parent's residence there, to be settled once the tree is

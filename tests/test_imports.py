@@ -31,14 +31,29 @@ USERS = {
     "api/huggingface/tree_handle.py": "PrefixCachedModel",
     "api/load/client.py": "kvtrie bench serve",
     "api/load/target.py": "kvtrie bench serve",
+    "api/server/answer.py": "kvtrie serve",
+    "api/server/api_error.py": "kvtrie serve",
+    "api/server/app.py": "kvtrie serve",
+    "api/server/cache_routes.py": "kvtrie serve",
+    "api/server/generation.py": "kvtrie serve",
+    "api/server/job.py": "kvtrie serve",
+    "api/server/reply_notes.py": "kvtrie serve",
+    "api/server/replies.py": "kvtrie serve",
+    "api/server/requests.py": "kvtrie serve",
+    "api/server/openapi.py": "kvtrie serve",
+    "api/server/run_server.py": "kvtrie serve",
+    "api/server/text_pool.py": "kvtrie serve",
+    "api/server/until_gone.py": "kvtrie serve",
     "api/sidecar/app.py": "kvtrie sidecar",
     "api/tiers/sidecar_tier.py": "a sidecar as lower tier",
     "api/tiers/sidecar_connection.py": "a sidecar as lower tier",
-    "api/http/byte_budget.py": "kvtrie sidecar",
+    "api/http/byte_budget.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/http_server.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/request_body.py": "kvtrie sidecar and kvtrie serve",
     "api/http/http_loop.py": "a sidecar as lower tier",
-    "api/http/request_guard.py": "kvtrie sidecar",
-    "api/http/watched_protocol.py": "kvtrie sidecar",
-    "api/sidecar/door.py": "kvtrie sidecar",
+    "api/http/request_guard.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/watched_protocol.py": "kvtrie sidecar and kvtrie serve",
+    "api/http/door.py": "kvtrie sidecar and kvtrie serve",
     "api/sidecar/run_sidecar.py": "kvtrie sidecar",
     "api/http/tenants.py": "kvtrie sidecar (tomli, on Python 3.10)",
     "store/redis_connection.py": "a Redis store",
@@ -169,7 +184,7 @@ CLI = "from kvtrie.api.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 @pytest.mark.parametrize(
     "command",
-    ["bench", "demo", "doctor", "dump", "explain", "record", "sidecar", "simulate", "stats", "trace"],
+    ["bench", "demo", "doctor", "dump", "explain", "record", "serve", "sidecar", "simulate", "stats", "trace"],
 )
 def test_without_the_extras_every_command_gives_its_help(command):
     ran = without_extras(CLI, command, "--help")
@@ -182,6 +197,7 @@ def test_without_the_extras_every_command_gives_its_help(command):
     [
         (["bench", "serve", "--url", "http://127.0.0.1:1"], "httpx"),
         (["demo"], "transformers"),
+        (["serve", "--model", "none"], "transformers"),
         (["sidecar", "--listen", "http://127.0.0.1:0"], ""),
         (["dump", "--store", "redis://127.0.0.1:1"], "redis"),
         (["explain", "none.json", "--text", "a", "--tokenizer", "tekken"], "mistral"),
@@ -215,6 +231,7 @@ def test_without_the_extras_a_name_loads_or_says_what_it_needs():
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
         "Engine needs transformers: pip install 'kvtrie[all]'",
+        "EngineLoop needs transformers: pip install 'kvtrie[all]'",
         "PrefixCachedModel needs transformers: pip install 'kvtrie[all]'",
         "SidecarTier needs httpx: pip install 'kvtrie[all]'",
         "Warmed needs transformers: pip install 'kvtrie[all]'",

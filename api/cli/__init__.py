@@ -24,6 +24,7 @@ COMMANDS = (
     "dump",
     "explain",
     "help",
+    "serve",
     "sidecar",
     "stats",
     "trace",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from kvtrie.api.cli.console import terminal_width, write
@@ -15,7 +15,7 @@ from kvtrie.api.cli.prompt_tokens import Prompt, add_prompt_arguments, read_prom
 from kvtrie.api.cli.scope_name import shared_scope, tenant_scope
 from kvtrie.api.cli.snapshot_source import add_source_arguments, read_snapshot
 from kvtrie.api.inspection.explain import explain
-from kvtrie.api.inspection.explanation import VERDICTS, Explanation, Question
+from kvtrie.api.inspection.explanation import VERDICTS, Explanation, Question, explanation_document
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "say why a prompt missed the cache, or how much of it hit"
@@ -24,8 +24,6 @@ EXAMPLES = (
     "kvtrie explain tree.json --scope acme --tokens @ids.json --prefill-rate 700",
     "kvtrie explain --url http://127.0.0.1:7070 --tokens 1,2,3 --expect kv_dtype=bfloat16",
 )
-FORMAT = "kvtrie-explanation"
-VERSION = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,10 +101,5 @@ def _special_token_hint(cached_tokens: int, without: bool) -> str:
 
 
 def _document(found: Explanation, prompt: Prompt, hint: str | None) -> dict[str, Any]:
-    document: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(found), "hint": hint}
-    document["meaning"] = VERDICTS[found.verdict]
-    if found.divergence is not None and prompt.tokenizer is not None:
-        for name in ("before", "prompt", "stored"):
-            tokens = getattr(found.divergence, name)
-            document["divergence"][f"{name}_text"] = prompt.tokenizer.decode(tokens)
-    return document
+    decode = None if prompt.tokenizer is None else prompt.tokenizer.decode
+    return {**explanation_document(found, decode), "hint": hint}

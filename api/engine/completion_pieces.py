@@ -11,7 +11,9 @@ from kvtrie.api.engine.text_stream import TextStream
 
 
 def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) -> Iterator[str | int]:
-    """Steps `engine` and yields what it computes of a completion: an empty piece at once, then pieces of text.
+    """Yields what `engine` computes of a completion: an empty piece at once, then pieces of text.
+
+    This thread steps, unless the engine has a loop.
 
     Pieces of text, joined, are what the completion adds to the text of its prompt, without special tokens and the
     token that ended it. Closing the iterator, once it has begun, cancels the request.
@@ -23,22 +25,30 @@ def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) ->
     Raises:
         KvtrieError: what ended the request.
     """
-    request, seen = completion.request, 0
+    request = completion.request
+    # Where stop strings may end it, the text is the completion's own: only that is decided.
+    is_decided = tokenizer is not None and request.tokenizer is not None
+    seen = said = 0
     try:
-        text = None if tokenizer is None else TextStream(tokenizer, request.tokens.tolist())
+        text = None if tokenizer is None or is_decided else TextStream(tokenizer, request.tokens.tolist())
         # 1. An empty piece, so that the `finally` below is reached however early the iterator is closed.
         yield ""
         # 2. Step until there are new tokens, and yield them.
         while True:
-            while not completion.done and len(completion.tokens) == seen:
-                engine.step()
+            engine.wait_for_token(completion, seen)
+            is_done = completion.done
             fresh = completion.tokens[seen:]
             seen += len(fresh)
-            if text is None:
+            if is_decided:
+                pieces = completion.texts[said:]
+                said += len(pieces)
+                if piece := "".join(pieces):
+                    yield piece
+            elif text is None:
                 yield from fresh
-            elif piece := "".join(text.add(token) for token in fresh if token not in request.eos):
+            elif piece := "".join(text.add(token) for token in fresh if token not in request.ends):
                 yield piece
-            if completion.done and seen == len(completion.tokens):
+            if is_done:
                 break
         # 3. The request's error, or the end of the text: bytes of a character that was not completed.
         if completion.error is not None:

@@ -53,6 +53,14 @@ class HandedOver:
             holding, _ = self._holdings.pop(self._lost.pop())
             holding.close()
 
+    def held(self) -> tuple[int, int]:
+        """Sequences that are held, and their slots: with less of either, somebody may find room who found none."""
+        return len(self._holdings), sum(len(holding.slots) for holding, _ in self._holdings.values())
+
+    def to_come(self) -> int:
+        """Chunks that these sequences will need beyond those that they have."""
+        return sum(max(0, holding.promised - len(holding.slots)) for holding, _ in self._holdings.values())
+
     def threads(self) -> set[int]:
         """Threads that hold a sequence and are alive."""
         alive = {thread.ident for thread in threading.enumerate()}

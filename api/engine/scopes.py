@@ -51,11 +51,18 @@ class Scopes:
         who = DEFAULT_TENANT if tenant is None else tenant
         return ["shared:" + name for name, readers in self._shared.items() if {who, "*"} & readers]
 
-    def salt_of(self, scope: str) -> str:
-        """The scope's own salt, hex; "" where none is configured."""
-        if not self._salt:
+    def salt_of(self, scope: str, request_salt: str = "") -> str:
+        """The salt of a scope's namespace, hex; "" where there is none.
+
+        Args:
+            scope: in full, as `of_tenant` and `of_shared` return it.
+            request_salt: what a request adds, for a namespace that only requests with the same one share.
+        """
+        if not self._salt and not request_salt:
             return ""
-        return hmac.new(self._salt, scope.encode(), hashlib.sha256).hexdigest()
+        # A scope is printable, so the zero byte keeps the two apart.
+        salted = f"{scope}\0{request_salt}" if request_salt else scope
+        return hmac.new(self._salt, salted.encode(), hashlib.sha256).hexdigest()
 
 
 def _checked(what: str, name: str) -> str:

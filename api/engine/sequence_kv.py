@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Holding:
     """Memory of one sequence. A separate object, so that it can be given back after the sequence was lost."""
 
-    __slots__ = ("_is_closed", "_memory", "_scope", "claim", "is_dirty", "lease", "path", "slots")
+    __slots__ = ("_is_closed", "_memory", "_scope", "claim", "is_dirty", "lease", "path", "promised", "slots")
 
     def __init__(
         self,
@@ -53,7 +53,9 @@ class Holding:
         """Slots of all chunks in order, shared ones first."""
         self.claim = claim
         self.is_dirty = False
-        """Whether a pass has begun and is not committed: KV that it wrote into private slots may not be finite."""
+        """A pass has begun and is not committed: what it wrote into private slots may not be finite."""
+        self.promised = 0
+        """Chunks that it is to have in the end, where it has left the engine."""
 
     @property
     def private(self) -> list[int]:
@@ -153,9 +155,18 @@ class SequenceKV:
                 self.layout = self._memory.new_layout()
         return True
 
-    def hand_over(self, holders: HandedOver, thread: int) -> None:
-        """Leaves the engine: from now on `holders` notes that `thread` holds this sequence and its forks."""
+    @property
+    def claim(self) -> Claim | None:
+        """What is left of its claim."""
+        return self._held.claim
+
+    def hand_over(self, holders: HandedOver, thread: int, promised: int) -> None:
+        """Leaves the engine: it is on record from now on that `thread` holds this sequence, and its forks.
+
+        Each is to have `promised` chunks in the end.
+        """
         self._holders = holders
+        self._held.promised = promised
         holders.add(self, self._held, thread)
 
     @property
@@ -281,7 +292,7 @@ class SequenceKV:
         twin._sealed = self._sealed
         twin._held.is_dirty = self._held.is_dirty
         if self._holders is not None:
-            twin.hand_over(self._holders, get_ident())
+            twin.hand_over(self._holders, get_ident(), self._held.promised)
         return twin
 
     def _take(self, count: int, after: int | None = None) -> list[int] | None:

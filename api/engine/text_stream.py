@@ -99,6 +99,11 @@ class TextStream:
         """The rest of the text when no token follows; incomplete characters are U+FFFD."""
         return self._say(len(self._text))
 
+    @property
+    def pending(self) -> str:
+        """Text of the tokens so far that further tokens may change; without incomplete characters."""
+        return self._text[self._said :].rstrip(_REPLACEMENT)
+
     def _say(self, end: int) -> str:
         piece = self._text[self._said : end]
         self._said = max(self._said, end)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Callable
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,11 @@ LONGEST_REFUSED_BODY = 64 << 20
 closed before that is reset, and the sender never learns why it was refused: it would take a 403 for an outage."""
 
 
+def plain_error(_: int, sentence: str) -> object:
+    """A refusal as a sidecar says it."""
+    return {"error": sentence}
+
+
 class RequestGuard:
     """ASGI middleware.
 
@@ -30,10 +36,17 @@ class RequestGuard:
         connections: is notified when a request begins and ends on one of its connections.
         limits: `request_seconds` bounds one request, reading its body and sending the reply included.
         loopback_names_only: refuse TCP requests whose `Host` is no loopback name.
+        error_body: the JSON body of a refusal, made of its status and one sentence.
     """
 
     def __init__(
-        self, app: ASGIApp, connections: ConnectionTable, limits: Limits, *, loopback_names_only: bool
+        self,
+        app: ASGIApp,
+        connections: ConnectionTable,
+        limits: Limits,
+        *,
+        loopback_names_only: bool,
+        error_body: Callable[[int, str], object] = plain_error,
     ) -> None:
         self._app = app
         self._connections = connections
@@ -41,6 +54,7 @@ class RequestGuard:
         self._refused_seconds = limits.header_seconds
         self._max_connections = limits.max_connections
         self._loopback_names_only = loopback_names_only
+        self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -55,7 +69,7 @@ class RequestGuard:
         try:
             # /livez must be answered even where nothing else can be.
             if connection.is_spare and scope["path"] != "/livez":
-                await _refuse(send, 503, f"{self._max_connections} connections are in use: try again")
+                await self._refuse(send, 503, f"{self._max_connections} connections are in use: try again")
             else:
                 await self._answer(scope, receive, send)
         finally:
@@ -65,11 +79,11 @@ class RequestGuard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         # 1. Refuse what a web page may have sent.
         if b"origin" in headers:
-            await _refuse(send, 403, "requests from web pages are not answered")
+            await self._refuse(send, 403, "requests from web pages are not answered")
             return
         over_tcp = scope.get("server") is not None and scope["server"][1] is not None
         if over_tcp and self._loopback_names_only and not is_loopback_host(headers.get(b"host", b"")):
-            await _refuse(
+            await self._refuse(
                 send, 403, "without a tenants file the Host header must be localhost or a loopback address"
             )
             return
@@ -103,7 +117,17 @@ class RequestGuard:
             await self._app(scope, noting_end, noting_start)
         # Once a reply has begun it can only be cut: the server closes the connection of an unfinished one.
         if limit.cancelled_caught and not started:
-            await _refuse(send, 408, f"the request took longer than {self._request_seconds:g} s")
+            await self._refuse(send, 408, f"the request took longer than {self._request_seconds:g} s")
+
+    async def _refuse(self, send: Send, status: int, error: str) -> None:
+        body = json.dumps(self._error_body(status, error)).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def is_loopback_host(header: bytes) -> bool:
@@ -126,14 +150,3 @@ def _worth_reading(headers: dict[bytes, bytes]) -> bool:
     announced = headers.get(b"content-length", b"0")
     fits = not announced.isdigit() or int(announced) <= LONGEST_REFUSED_BODY
     return fits and b"expect" not in headers
-
-
-async def _refuse(send: Send, status: int, error: str) -> None:
-    body = json.dumps({"error": error}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.prompt import Prompt, PromptReader, is_messages
 from kvtrie.api.engine.request import Completion, Request
-from kvtrie.api.engine.sampler import Sampling
+from kvtrie.api.engine.sampling.parameters import Sampling
 from kvtrie.api.engine.scopes import Scopes
 from kvtrie.api.eviction import Eviction
 from kvtrie.api.huggingface.generate_arguments import eos_tokens
@@ -184,8 +184,16 @@ class PrefixCachedModel(ModelAttributes):
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         eos: Collection[int] | None = None,
+        cache_salt: str = "",
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+        request_id: str | None = None,
+        stop: str | Sequence[str] = (),
+        include_stop: bool = False,
     ) -> Completion:
-        """Queues a prompt for continuous batching; `engine.step()` or `engine.run()` moves it on.
+        """Queues a prompt for continuous batching; `engine.step()`, `engine.run()` or an `EngineLoop` moves it on.
+
+        Does not wait for a step that is under way, unless the model was changed since the last request.
 
         Args:
             prompt: text or messages (with a tokenizer), token ids of one prompt as a list, tensor or array, or
@@ -197,18 +205,30 @@ class PrefixCachedModel(ModelAttributes):
             max_new_tokens: most tokens to produce.
             sampling: how tokens are chosen; default greedy.
             eos: tokens that end the completion; default the model's.
+            cache_salt: shares cached prefixes only with the tenant's requests of the same salt, and reads no shared
+                scope; "" shares with all of the tenant's requests without one.
+            priority: requests of smaller numbers are admitted first among those of the same tenant.
+            deadline_seconds: the request ends as `expired` if it is not done so long after this call; None for no
+                end.
+            request_id: a name for `engine.abort`.
+            stop: strings that end the completion where its text has one of them; its text ends before it.
+            include_stop: the text ends with that string.
 
         Returns:
             The completion, whose `tokens` grow with each step.
 
         Raises:
-            InputError: an empty prompt, one without a tokenizer that it needs, a token outside the vocabulary, too
-                many positions, a number out of range.
-            PoolExhausted: prompt and completion together can never fit the pool.
+            InputError: see `generate`; stop strings or a constraint without a tokenizer.
+            PoolExhausted: the prompt can never fit the pool.
+            QueueFull: as many requests wait already as may; it says when to ask again.
+            EngineStopped: the engine's loop has failed, or is about to end.
         """
         self._check_open()
-        root, readable = self._roots(tenant)
+        root, readable = self._roots(tenant, cache_salt)
         base: Any = self._facts.model
+        sampling = sampling or Sampling()
+        # Text costs time, and only these look at it.
+        needs_text = bool(stop) or getattr(sampling, "constraint", None) is not None
         return self.engine.submit(
             Request(
                 self._tokens(prompt),
@@ -216,7 +236,13 @@ class PrefixCachedModel(ModelAttributes):
                 readable,
                 max_new_tokens,
                 eos_tokens(base.generation_config) if eos is None else eos,
-                sampling or Sampling(),
+                sampling,
+                stop=(stop,) if isinstance(stop, str) else stop,
+                include_stop=include_stop,
+                tokenizer=self.tokenizer if needs_text else None,
+                priority=priority,
+                deadline_seconds=deadline_seconds,
+                request_id=request_id,
             )
         )
 
@@ -236,6 +262,17 @@ class PrefixCachedModel(ModelAttributes):
         # Begun here: a generator that nobody has begun ends without its `finally`.
         next(pieces)
         return pieces
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens that a prompt and its completion may have together: of the model, and of the pool."""
+        shape = self._memory.shape
+        return min(self._facts.max_positions, self._memory.pool.slots * shape.chunk_tokens)
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids of prompts are below this."""
+        return int(getattr(self._facts.config, "vocab_size", self._facts.vocabulary))
 
     # ---- the cache itself
 
@@ -382,7 +419,7 @@ class PrefixCachedModel(ModelAttributes):
     # ---- life
 
     def close(self) -> None:
-        """Cancels requests under way, and closes the lower tier. May be called twice.
+        """Cancels what is under way, stops the engine's loop, and lets go of the lower tier.
 
         Records that wait for the lower tier are written first, for at most 2 seconds: see `flush`.
         """
@@ -390,6 +427,8 @@ class PrefixCachedModel(ModelAttributes):
             return
         self._closed = True
         try:
+            if self.engine.loop is not None:
+                self.engine.loop.stop(drain=False)
             self.engine.cancel_all()
         finally:
             self.engine.watch.close()
@@ -415,12 +454,19 @@ class PrefixCachedModel(ModelAttributes):
         forward: Any = self._facts.model.forward
         return PromptReader(self.tokenizer, forward).tokens(prompt, opens_reply=opens_reply)
 
-    def _root(self, scope: str) -> Root:
-        return self._memory.tree.root(self._identity.namespace(scope, self._scopes.salt_of(scope)))
+    def _root(self, scope: str, cache_salt: str = "") -> Root:
+        salt = self._scopes.salt_of(scope, cache_salt)
+        namespace = self._identity.known_namespace(scope, salt)
+        if namespace is None:
+            # The model has changed. It is digested between two steps: that may write to it.
+            with self.engine.lock:
+                namespace = self._identity.namespace(scope, salt)
+        return self._memory.tree.root(namespace)
 
-    def _roots(self, tenant: str | None) -> tuple[Root, list[Root]]:
+    def _roots(self, tenant: str | None, cache_salt: str = "") -> tuple[Root, list[Root]]:
         """The root of a tenant's namespace, and those of the shared scopes it reads."""
         who = self._tenant if tenant is None else tenant
-        with self.engine.lock:
-            own = self._root(self._scopes.of_tenant(who))
-            return own, [self._root(scope) for scope in self._scopes.readable_by(who)]
+        own = self._root(self._scopes.of_tenant(who), cache_salt)
+        if cache_salt:
+            return own, []
+        return own, [self._root(scope) for scope in self._scopes.readable_by(who)]

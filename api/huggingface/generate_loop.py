@@ -87,10 +87,19 @@ class HuggingFaceLoop:
         new_tokens = self._new_tokens(effective, columns, generation_config, arguments)
         for prompt in prompts:
             self._engine.check(prompt, new_tokens)
+        # Room is put by for what follows the last prompt token but one.
         requests = [
-            Request(tokens[:-1], root, readable, max_new_tokens=0, prefill_only=True) for tokens in prompts
+            Request(tokens[:-1], root, readable, max_new_tokens=new_tokens, prefill_only=True)
+            for tokens in prompts
         ]
-        cache = PoolCache(self._memory, self._identity, columns - 1, eos_tokens(effective), self._engine.lock)
+        cache = PoolCache(
+            self._memory,
+            self._identity,
+            columns - 1,
+            eos_tokens(effective),
+            self._engine.lock,
+            self._engine.when_there_is_room,
+        )
         waiting: list[Completion] = []
         try:
             for request in requests:

@@ -26,14 +26,14 @@ class LoadedModel:
     """Source, class and dtype, on one line."""
 
 
-def load_model(name: str) -> LoadedModel:
-    """Loads a model onto the CPU. Nothing is downloaded, and code that comes with a model is not run.
-
-    Weights of 16 bits are loaded as float32 where the CPU has no instructions for their dtype: they would be slow
-    there. A GGUF file's weights are converted to float32.
+def load_model(name: str, dtype: torch.dtype | None = None, device: str = "cpu") -> LoadedModel:
+    """Loads a model. Nothing is downloaded, and code that comes with a model is not run.
 
     Args:
         name: a Hugging Face directory, a `.gguf` file, or `smollm2`.
+        dtype: of the weights; None for the one they are stored in. On a CPU without instructions for that dtype it
+            is float32 then, because 16-bit weights would be slow; a GGUF file's weights become float32, too.
+        device: where to put it, e.g. `cpu` or `cuda:1`.
 
     Raises:
         InputError: there is no such model, or it cannot be loaded.
@@ -41,21 +41,25 @@ def load_model(name: str) -> LoadedModel:
     """
     path = smollm2_file() if is_smollm2(name) else Path(name)
     if path.is_dir():
-        return _load(name, path, {})
+        return _load(name, path, {}, dtype, device)
     if path.suffix == ".gguf" and path.is_file():
         need_gguf(path)
-        return _load(name, path.parent, {"gguf_file": path.name})
+        return _load(name, path.parent, {"gguf_file": path.name}, dtype, device)
     raise InputError(f"there is no model {name!a}: give a Hugging Face directory, a .gguf file, or {SMOLLM2}")
 
 
-def _load(name: str, directory: Path, source: dict[str, str]) -> LoadedModel:
+def _load(
+    name: str, directory: Path, source: dict[str, str], asked: torch.dtype | None, device: str
+) -> LoadedModel:
     import transformers
 
     options: dict[str, Any] = {**source, "local_files_only": True, "trust_remote_code": False}
     try:
         kept = _kept_dtype(directory, options)
-        dtype = torch.float32 if source or _slow_here(kept) else kept
-        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **options).eval()
+        is_converted = bool(source) or (device == "cpu" and _slow_here(kept))
+        dtype = asked or (torch.float32 if is_converted else kept)
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **options)
+        model = model.to(device).eval()
         has_tokenizer = bool(source) or any(directory.glob("tok*"))
         tokenizer = (
             transformers.AutoTokenizer.from_pretrained(directory, **options) if has_tokenizer else None
@@ -65,7 +69,7 @@ def _load(name: str, directory: Path, source: dict[str, str]) -> LoadedModel:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot load model {name!a}: {ascii(said)[1:-1]}") from None
     description = f"{source.get('gguf_file', name)}: {type(model).__name__}, {_name(dtype)}"
-    if dtype != kept and not source:
+    if asked is None and dtype != kept and not source:
         description += f" (its {_name(kept)} weights converted: this CPU has no {_name(kept)} instructions)"
     return LoadedModel(model, tokenizer, description)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         length: int,
         eos: frozenset[int],
         lock: threading.RLock,
+        when_there_is_room: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         """
         Args:
@@ -46,12 +49,16 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
             length: columns of the padded batch that are in the cache.
             eos: end tokens; a row that has generated one gets padding from then on, whose KV is not stored.
             lock: held whenever tree or pool change.
+            when_there_is_room: calls a function under the lock, again when memory has become free for which it
+                raised `PoolExhausted`, and raises that when nobody can free any: see the engine's. None to call it
+                once.
         """
         super().__init__(layers=[])
         self.memory = memory
         self._identity = identity
         self._eos = eos
         self._lock = lock
+        self._when_there_is_room = when_there_is_room or self._once
         self._rows: list[SequenceKV] = []
         self._length = length
         self._layers = memory.shape.layers
@@ -154,14 +161,25 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
             for index, row in enumerate(old):
                 if index not in kept:
                     row.close()
-            self._rows = []
-            try:
-                for source in sources:
-                    self._rows.append(old[source] if source in kept else old[source].fork())
-                    kept.discard(source)
-            finally:
-                # Empty unless a fork failed: then the rest is still ours to close.
-                self._rows += [old[source] for source in kept]
+            # Whatever happens meanwhile, these are the rows that are to be closed.
+            self._rows = [old[source] for source in dict.fromkeys(sources)]
+        rows: list[SequenceKV] = []
+        for source in sources:
+            if source in kept:
+                kept.discard(source)
+                rows.append(old[source])
+            else:
+                self._when_there_is_room(partial(self._fork, old[source]))
+                rows.append(self._rows[-1])
+        self._rows = rows
+
+    def _fork(self, row: SequenceKV) -> None:
+        """Adds a row that goes on from `row`."""
+        self._rows.append(row.fork())
+
+    def _once(self, attempt: Callable[[], None]) -> None:
+        with self._lock:
+            attempt()
 
     def crop(self, max_length: int | Tensor) -> None:
         """Forgets the last `-max_length` columns: candidates that were not accepted."""
@@ -169,9 +187,9 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         if rejected < 0:
             rejected = self._length + rejected
         if rejected > 0:
-            with self._lock:
-                for row in self._rows:
-                    row.crop(row.context_tokens - rejected)
+            for row in self._rows:
+                # The copy of a chunk that is cut needs a slot.
+                self._when_there_is_room(partial(row.crop, row.context_tokens - rejected))
             self._length -= rejected
 
     def activate_past_recording(self) -> None:
@@ -187,6 +205,10 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
             ModelOutputError: the logits are not finite; nothing of this pass is kept.
             LibraryChanged: transformers hands on other columns than kvtrie expects.
         """
+        ids = kwargs.get("input_ids")
+        if ids is not None:
+            # Rows cannot give up what they have: they wait for what is missing, and nothing is begun meanwhile.
+            self._when_there_is_room(partial(self._make_room, ids, kwargs.get("position_ids")))
         with self._lock:
             inputs = dict(kwargs)
             inputs[KEYWORD] = attention = self._begin(inputs)
@@ -206,16 +228,9 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
                 f"generate() of transformers {transformers.__version__} forwards no input_ids; kvtrie's cache is "
                 f"keyed on tokens. {WAY_OUT}"
             )
-        self._expand(ids.shape[0])
         new = self._new_columns(ids, inputs.get("position_ids"))
         ids = ids[:, -new:]
         self.passes += 1
-        for row in self._rows:
-            if not row.reserve(new):
-                raise PoolExhausted(
-                    f"generate() runs {len(self._rows)} rows at once and the pool of {self.memory.pool.slots} "
-                    "chunks is full; give PrefixCachedModel more memory=, or a smaller batch or fewer beams"
-                )
         inputs["input_ids"] = ids
         inputs["attention_mask"] = None
         for name in TOKENIZERS:
@@ -227,6 +242,21 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         self._input_ids = ids
         self._is_dirty = True
         return PoolAttention(self.memory.pool, step)
+
+    def _make_room(self, ids: Tensor, positions: Tensor | None) -> None:
+        """Gives each row of `ids` its memory for the columns that are new.
+
+        Raises:
+            PoolExhausted: there is too little. What there was is kept, and the next call goes on from there.
+        """
+        self._expand(ids.shape[0])
+        new = self._new_columns(ids, positions)
+        for row in self._rows:
+            if not row.reserve(new):
+                raise PoolExhausted(
+                    f"generate() runs {len(self._rows)} rows at once and the pool of {self.memory.pool.slots} "
+                    "chunks is full; give PrefixCachedModel more memory=, or a smaller batch or fewer beams"
+                )
 
     def _finish(self, ids: Tensor | None, output: Any) -> None:
         """Commits the KV that the forward pass computed for `ids`, `[rows, new columns]`."""
@@ -280,12 +310,14 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         assert rest == 0, (batch, len(self._rows))
         if repeats == 1:
             return
-        prompts, self._rows = self._rows, []
-        for index, row in enumerate(prompts):
-            self._rows.append(row)
-            try:
+        forks: list[list[SequenceKV]] = []
+        try:
+            for row in self._rows:
+                forks.append([])
                 for _ in range(repeats - 1):
-                    self._rows.append(row.fork())
-            except PoolExhausted:
-                self._rows += prompts[index + 1 :]
-                raise
+                    forks[-1].append(row.fork())
+        except PoolExhausted:
+            for fork in chain.from_iterable(forks):
+                fork.close()
+            raise
+        self._rows = [one for row, twins in zip(self._rows, forks) for one in (row, *twins)]

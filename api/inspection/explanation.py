@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kvtrie.prefix_tree.snapshot import NamespaceView
+
+FORMAT = "kvtrie-explanation"
+VERSION = 1
 
 FieldValue = str | int
 
@@ -194,3 +198,13 @@ class Explanation:
     unknown_scopes: list[UnknownScope]
     advice: list[Advice]
     """Empty if nothing in the evidence says what would help."""
+
+
+def explanation_document(found: Explanation, decode: Callable[[Sequence[int]], str] | None) -> dict[str, Any]:
+    """An explanation as a JSON object; `decode` adds the text around a divergence."""
+    document: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(found)}
+    document["meaning"] = VERDICTS[found.verdict]
+    if found.divergence is not None and decode is not None:
+        for name in ("before", "prompt", "stored"):
+            document["divergence"][f"{name}_text"] = decode(getattr(found.divergence, name))
+    return document

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -75,7 +76,11 @@ class Digests:
 
 
 class ModelIdentity:
-    """Namespaces of one wrapped model, whose KV is stored in `kv_format`."""
+    """Namespaces of one wrapped model, whose KV is stored in `kv_format`.
+
+    Thread-safe. Where the model has changed, `namespace` and `digests` may write to it (an adapter that is merged
+    and switched off is unmerged), so no pass may be under way; `known_namespace` never does.
+    """
 
     def __init__(self, facts: ModelFacts, chunk_tokens: int, kv_format: str = "raw") -> None:
         self._facts = facts
@@ -98,6 +103,8 @@ class ModelIdentity:
         self._nonce = uuid.uuid4().hex
         """Random digest in place of the code of hooks, which has no digest: such KV is shared with no process."""
         self._namespaces: OrderedDict[tuple[str, str, Digests], Namespace] = OrderedDict()
+        # Held for as long as the state is compared, not for as long as the model computes.
+        self._lock = threading.RLock()
 
     def namespace(self, scope: str, salt: str = "") -> Namespace:
         """The namespace of `scope` for the model as it is now.
@@ -107,7 +114,21 @@ class ModelIdentity:
             UnsupportedModel: an adapter was added that cannot be served.
         """
         self._check_config()
-        digests = self.digests()
+        with self._lock:
+            return self._namespace_of(scope, salt, self.digests())
+
+    def known_namespace(self, scope: str, salt: str = "") -> Namespace | None:
+        """As `namespace`, if the model is as it was some time before; None if it must be digested first.
+
+        Raises:
+            InputError: the model's config is not the one that was wrapped.
+        """
+        self._check_config()
+        with self._lock:
+            digests = self._known_digests()
+            return None if digests is None else self._namespace_of(scope, salt, digests)
+
+    def _namespace_of(self, scope: str, salt: str, digests: Digests) -> Namespace:
         known = self._namespaces.get((scope, salt, digests))
         if known is None:
             known = Namespace(
@@ -129,19 +150,28 @@ class ModelIdentity:
 
     def refresh(self) -> None:
         """Forgets what was digested: the next call reads the weights again, and hooks count as new ones."""
-        self._known.clear()
-        self._known_tensors = None
-        self._storages = []
-        self._weights_state = None
-        self._nonce = uuid.uuid4().hex
-        self._state.forget()
+        with self._lock:
+            self._known.clear()
+            self._known_tensors = None
+            self._storages = []
+            self._weights_state = None
+            self._nonce = uuid.uuid4().hex
+            self._state.forget()
 
     def digests(self) -> Digests:
         """Digests of the model as it is now; reads weights only where something changed."""
+        with self._lock:
+            return self._known_digests() or self._digest()
+
+    def _known_digests(self) -> Digests | None:
+        """Digests of the model as it is now, if they are known."""
         state = self._state.read()
+        if state.tensors != self._known_tensors:
+            return None
         key = (state.settings, state.replaced, self._adapter_state(), contents_checksum(self._tuners))
-        if state.tensors == self._known_tensors and key in self._known:
-            return self._known[key]
+        return self._known.get(key)
+
+    def _digest(self) -> Digests:
         # 1. Adapters may have been added or removed since: their tensors came or went with them.
         self._state.forget()
         self._tuners = tuner_layers(self._facts.model)

@@ -25,6 +25,11 @@ class ModelRunner:
         self._keeps_rows = "logits_to_keep" in inspect.signature(facts.model.forward).parameters
         """Whether the head computes logits of chosen rows only; otherwise of all, and they are chosen here."""
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows; `resize_token_embeddings` changes it."""
+        return int(getattr(self.facts.config, "vocab_size", self.facts.vocabulary))
+
     def check_tokens(self, tokens: TokenArray, max_new_tokens: int) -> None:
         """Checks that a prompt and its completion can be run.
 
@@ -37,7 +42,7 @@ class ModelRunner:
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens must not be negative, got {max_new_tokens}")
         highest = int(tokens.max())
-        vocabulary = int(getattr(facts.config, "vocab_size", facts.vocabulary))
+        vocabulary = self.vocabulary
         if highest >= vocabulary or int(tokens.min()) < 0:
             at = int(tokens.argmax()) if highest >= vocabulary else int(tokens.argmin())
             raise InputError(

@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from kvtrie.api.http.byte_budget import BudgetExceeded, Charge
+from kvtrie.api.http.byte_budget import BudgetExceeded
 from kvtrie.api.http.connection_table import ConnectionTable
+from kvtrie.api.http.door import Door
+from kvtrie.api.http.metrics_page import CONTENT_TYPE
 from kvtrie.api.http.record_frames import (
     SCOPE_HEADER,
     FrameReader,
@@ -24,10 +26,9 @@ from kvtrie.api.http.record_frames import (
     parse_get,
     parse_match,
 )
+from kvtrie.api.http.request_body import body_pieces, whole_body
 from kvtrie.api.http.request_guard import RequestGuard
 from kvtrie.api.http.tenants import Tenants
-from kvtrie.api.sidecar.door import Door
-from kvtrie.api.sidecar.metrics import CONTENT_TYPE
 from kvtrie.api.sidecar.openapi import OCTETS, openapi_document
 from kvtrie.api.sidecar.sidecar import PutOutcome, Sidecar
 from kvtrie.prefix_tree.errors import AccessDenied, InputError
@@ -49,7 +50,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     limits, chunk_tokens = sidecar.limits, sidecar.config.chunk_tokens
     connections = connections if connections is not None else ConnectionTable(limits)
-    door = Door(tenants, connections, sidecar.config.receive_budget_bytes)
+    door = Door(tenants, connections, sidecar.config.receive_budget_bytes, "kvtrie_sidecar")
     receiving = door.receiving
     max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
@@ -59,7 +60,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
         caller = door.caller(request)
         scope = caller.reading(request.headers.get(SCOPE_HEADER))
         with receiving.charge(caller.name) as charge:
-            body = await _body(request, DIGEST_BYTES + limits.max_tokens * TOKEN_BYTES, charge)
+            body = await whole_body(request, DIGEST_BYTES + limits.max_tokens * TOKEN_BYTES, charge)
         lookup = parse_match(body)
         chunks = sidecar.match(scope, lookup.namespace, lookup.rest)
         return JSONResponse({"chunks": chunks, "tokens": chunks * chunk_tokens})
@@ -69,7 +70,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
         caller = door.caller(request)
         scope = caller.reading(request.headers.get(SCOPE_HEADER))
         with receiving.charge(caller.name) as charge:
-            body = await _body(request, DIGEST_BYTES + limits.max_keys * KEY_BYTES, charge)
+            body = await whole_body(request, DIGEST_BYTES + limits.max_keys * KEY_BYTES, charge)
         lookup = parse_get(body)
         records = await run_sync(sidecar.get, scope, lookup.namespace, lookup.keys)
         length = {"Content-Length": str(framed_bytes(records))}
@@ -81,7 +82,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
         scope = caller.writing(request.headers.get(SCOPE_HEADER))
         outcome, reader = PutOutcome(), FrameReader(max_frame_bytes)
         with receiving.charge(caller.name) as charge:
-            async for piece in _pieces(request, limits.max_body_bytes):
+            async for piece in body_pieces(request, limits.max_body_bytes):
                 await charge.grow(len(piece))
                 records = reader.feed(piece)
                 if records:
@@ -151,29 +152,6 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
         return JSONResponse({"error": "internal error: see the sidecar's log"}, 500)
 
     return RequestGuard(app, connections, limits, loopback_names_only=tenants.is_open)
-
-
-async def _pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body as it arrives, cut off with 413 at `max_bytes`; at once where its length is announced."""
-    too_large = HTTPException(413, f"the body may have at most {max_bytes} bytes", {"Connection": "close"})
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > max_bytes:
-        raise too_large
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > max_bytes:
-            raise too_large
-        if piece:
-            yield piece
-
-
-async def _body(request: Request, max_bytes: int, charge: Charge) -> bytes:
-    pieces: list[bytes] = []
-    async for piece in _pieces(request, max_bytes):
-        await charge.grow(len(piece))
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 async def _frames(records: Sequence[bytes]) -> AsyncIterator[bytes]:

@@ -7,14 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from kvtrie.api.http.metrics_page import Page, Sample
 from kvtrie.api.tiers.host_tier import HostTier
 from kvtrie.api.tiers.scope_counters import ScopeCounters
 from kvtrie.store import WriteBehindStats
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-Sample = tuple[dict[str, str], int | float]
-"""Labels and value."""
 
 _HELP = {
     "matches": "Matches asked for.",
@@ -89,25 +85,3 @@ def render_metrics(
                 [({}, figure)],
             )
     return page.text()
-
-
-class Page:
-    """A page of metric families, in the order in which they are added."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def family(self, name: str, kind: str, help_text: str, samples: list[Sample]) -> None:
-        """Adds one family: its help, its type (`gauge` or `counter`) and a line per sample."""
-        self._lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
-        for labels, value in samples:
-            shown = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-            self._lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
-
-    def text(self) -> str:
-        """The whole page."""
-        return "\n".join(self._lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from kvtrie.api.http.metrics_page import CONTENT_TYPE
 from kvtrie.api.http.record_frames import SCOPE_HEADER, Limits
-from kvtrie.api.sidecar.metrics import CONTENT_TYPE
 from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES
 from kvtrie.store.record import DIGEST_BYTES
 

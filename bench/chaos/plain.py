@@ -11,6 +11,7 @@ import transformers as hf
 
 from kvtrie.api import Sampling
 from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.sampling.choose import next_token
 
 VOCABULARY = 211
 MOST_NEW = 24
@@ -77,12 +78,12 @@ class Plain:
         return Sampled(place, sampling, list(answers.pop())) if len(answers) == 1 else None
 
     def _sample(self, prompt: list[int], sampling: Sampling, noise: float) -> list[int]:
-        sampler, tokens = Sampler(sampling, torch.device("cpu")), list(prompt)
+        sampler, tokens = Sampler(sampling, prompt), list(prompt)
         wave = noise * torch.sin(torch.arange(VOCABULARY, dtype=torch.float32))
         while len(tokens) < len(prompt) + BEAM_NEW:
             with torch.no_grad():
                 logits = self.model(torch.tensor([tokens])).logits[0, -1].float()
-            tokens.append(sampler.next_token(logits + wave, tokens))
+            tokens.append(next_token(sampler, logits + wave))
         return tokens[len(prompt) :]
 
 

@@ -31,11 +31,13 @@ class KeptStore(MemoryStore):
         """Forgets nothing."""
 
 
-def small_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> hf.PreTrainedModel:
+def small_model(
+    seed: int = 0, dtype: torch.dtype = torch.float32, vocabulary: int = 211
+) -> hf.PreTrainedModel:
     """One layer, so that hundreds of requests take seconds."""
     torch.manual_seed(seed)
     config = hf.LlamaConfig(
-        vocab_size=211,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
+from kvtrie.api.engine import admission
 from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.prefix_tree.errors import ModelOutputError
 from tests.api.balance import (
@@ -24,7 +25,7 @@ from tests.api.balance import (
     run_to_the_end,
     wrapped,
 )
-from tests.api.tiny_models import left_padded, prompts, tiny_model
+from tests.api.tiny_models import VOCABULARY, left_padded, prompts, tiny_model
 
 SHARED = 5 * CHUNK
 NEW = 4
@@ -138,8 +139,8 @@ def test_waiters_are_served_chunk_by_chunk_as_they_are_published(model: PreTrain
         short = cached.submit([*long[:CHUNK], 7, 8, 9], max_new_tokens=1, eos=())
         for _ in range(3):
             cached.engine.step()
-        running = len(cached.engine.memory.tree.leases)
-        assert running == 2, "it was admitted while the claimant was still at it"
+        assert short.done, "it was served while the claimant was still at it"
+        assert not claimant.done
         run_to_the_end(cached)
         assert_same(model, claimant)
         assert_same(model, short)
@@ -221,7 +222,17 @@ def test_a_failed_batch_of_generate_gives_everything_back(
         assert torch.equal(cached.generate(**batch, max_new_tokens=NEW, do_sample=False), expected)
 
 
-def test_preempted_claimants_and_many_waiters_in_a_tiny_pool(model: PreTrainedModel) -> None:
+@pytest.fixture
+def underrated(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """An end token that no answer has, so that each grows longer than the engine expects, and memory runs out."""
+    monkeypatch.setattr(admission, "_FIRST_GUESS_TOKENS", 0.0)
+    monkeypatch.setattr(admission, "_WEIGHT", 0.0)
+    return {VOCABULARY - 1}
+
+
+def test_preempted_claimants_and_many_waiters_in_a_tiny_pool(
+    model: PreTrainedModel, underrated: set[int]
+) -> None:
     """A pool that holds hardly more than one of twelve sequences, in two families of prefixes."""
     rows = [
         row
@@ -229,18 +240,21 @@ def test_preempted_claimants_and_many_waiters_in_a_tiny_pool(model: PreTrainedMo
         for row in prompts([SHARED + 3 + 2 * i for i in range(6)], shared=SHARED, seed=seed)
     ]
     with wrapped(model, chunks=12, engine=EngineConfig(step_tokens=3 * CHUNK)) as cached:
-        completions = complete(cached, *rows[::2], *rows[1::2], new=2 * CHUNK)
+        completions = [
+            cached.submit(row, max_new_tokens=2 * CHUNK, eos=underrated) for row in (*rows[::2], *rows[1::2])
+        ]
+        run_to_the_end(cached)
         for completion in completions:
             assert_same(model, completion)
         assert cached.stats()["preemptions"] > 0
 
 
-def test_a_preempted_claimant_hands_over(model: PreTrainedModel) -> None:
+def test_a_preempted_claimant_hands_over(model: PreTrainedModel, underrated: set[int]) -> None:
     """The older request outgrows the pool; the younger one, on whom a third waits, makes way."""
     old, young, waiting = prompts([4 * CHUNK])[0], *prompts([4 * CHUNK + 3] * 2, shared=4 * CHUNK, seed=2)
-    with wrapped(model, chunks=9, engine=EngineConfig(step_tokens=CHUNK + 1)) as cached:
-        completions = [cached.submit(old, max_new_tokens=5 * CHUNK, eos=())]
-        for _ in range(5):
+    with wrapped(model, chunks=10, engine=EngineConfig(step_tokens=CHUNK // 2 + 1)) as cached:
+        completions = [cached.submit(old, max_new_tokens=5 * CHUNK, eos=underrated)]
+        while not completions[0].tokens:
             cached.engine.step()
         completions += [cached.submit(row, max_new_tokens=1, eos=()) for row in (young, waiting)]
         run_to_the_end(cached)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel, Sampling
 from kvtrie.api.engine import engine as engine_module
-from kvtrie.api.engine.sampler import Sampler
+from kvtrie.api.engine.request import Job
 from kvtrie.api.engine.sequence_kv import SequenceKV
 from kvtrie.api.tiers.chunk_records import ChunkRecords
 from kvtrie.api.tiers.store_tier import StoreTier
@@ -79,7 +79,8 @@ STAGES: dict[str, Break] = {
     "extend": breaks(PrefixTree, "extend", lambda tree, lease, node: of_bad(node.tokens)),
     "extended": breaks(PrefixTree, "extend", lambda tree, lease, node: of_bad(node.tokens), after=True),
     "offer": breaks(ChunkRecords, "offer", lambda records, *place: of_bad(place[-2])),
-    "sample": breaks(Sampler, "next_token", lambda sampler, logits, tokens: tokens[: len(BAD)] == BAD),
+    "sampler": breaks(Job, "start_sampling", lambda job: job.tokens[: len(BAD)] == BAD),
+    "sample": breaks(Job, "take", lambda job, choice: job.tokens[: len(BAD)] == BAD),
 }
 
 

@@ -320,15 +320,110 @@ def test_under_the_engine_s_lock_nobody_can_free_any(cached: PrefixCachedModel) 
 
 def test_requests_make_way_for_rows_of_generate(cached: PrefixCachedModel) -> None:
     """Rows cannot wait for slots; a request that has begun can. Nobody steps while the rows go on."""
-    completion = cached.submit(ASKING, max_new_tokens=4 * CHUNK, eos=())
+    begun: list[Completion] = []
     slots = cached.engine.memory.pool.free_slots
 
     def fill() -> None:
-        while slots.free and not completion.preemptions:
+        if not begun:
+            begun.append(cached.submit(ASKING, max_new_tokens=4 * CHUNK, eos=()))
+        while slots.free and not begun[0].preemptions:
             cached.engine.step()
 
     row = HOLDING[: 3 * CHUNK - 2]
     assert generate(cached, row, 8 * CHUNK, fill) == greedy(cached.model, row, 8 * CHUNK)
-    assert completion.preemptions == 1
+    assert begun[0].preemptions == 1
     cached.engine.run()
-    assert_same(cached.model, completion)
+    assert_same(cached.model, begun[0])
+
+
+# ---- rows of generate that find no room for what follows
+
+
+GROWING = HOLDING[::-1][: 2 * CHUNK]
+
+
+def rows_wait(cached: PrefixCachedModel) -> bool:
+    """Whether rows of a `generate` wait for memory: for no request, that is."""
+    return any(wait.completions is None for wait in cached.engine._waits._under_way)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_of_generate_wait_for_those_of_another_thread(cached: PrefixCachedModel, beams: int) -> None:
+    options: dict[str, Any] = {
+        "max_new_tokens": 3 * CHUNK // beams,
+        "num_beams": beams,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    ids = torch.tensor([GROWING])
+    expected = cached.model.generate(ids, **options)
+    found: list[torch.Tensor] = []
+    # Nine chunks to its end.
+    with generating(cached, HOLDING + ASKING[: CHUNK - 4]) as go_on:
+        growing = Worker(lambda: found.append(cached.generate(ids, **options)))
+        until(lambda: rows_wait(cached))
+        time.sleep(0.1)
+        assert growing.is_at_it
+        go_on.set()
+        growing.join()
+    assert torch.equal(found[0], expected)
+
+
+def test_two_that_grow_into_each_other(cached: PrefixCachedModel) -> None:
+    """Six of twelve chunks each, and each wants a seventh: one fails, and the other one is served."""
+    together = threading.Barrier(2, timeout=SECONDS)
+    rows = [GROWING, ASKING[::-1][: 2 * CHUNK]]
+    expected = [greedy(cached.model, row, 5 * CHUNK) for row in rows]
+    for _ in range(3):
+        failed: list[int] = []
+
+        def work(place: int, failed: list[int] = failed) -> None:
+            left = 4 * CHUNK
+
+            def keep_pace() -> None:
+                nonlocal left
+                left -= 1
+                if left >= 0:
+                    together.wait()
+
+            try:
+                assert generate(cached, rows[place], 5 * CHUNK, keep_pace) == expected[place]
+            except PoolExhausted:
+                failed.append(place)
+
+        workers = [Worker(partial(work, place)) for place in (0, 1)]
+        for worker in workers:
+            worker.join()
+        assert len(failed) == 1
+        assert_balanced(cached)
+
+
+def test_rows_that_nobody_else_can_help_fail_at_once(cached: PrefixCachedModel) -> None:
+    pin = cached.warm(HOLDING, pin=True).pin
+    assert pin is not None
+    with pytest.raises(PoolExhausted, match="1 rows at once"):
+        generate(cached, GROWING, 4 * CHUNK, lambda: None)
+    cached.unpin(pin)
+    # Under the lock, the other thread cannot get on.
+    with (
+        generating(cached, HOLDING),
+        cached.engine.lock,
+        pytest.raises(PoolExhausted, match="1 rows at once"),
+    ):
+        generate(cached, GROWING, 4 * CHUNK, lambda: None)
+
+
+def test_room_is_put_by_for_rows_of_generate(cached: PrefixCachedModel) -> None:
+    """Requests beside them are admitted if they fit beside what the rows will need."""
+    with generating(cached, HOLDING[: 2 * CHUNK], new=6 * CHUNK) as go_on:
+        first = cached.submit(ASKING[:CHUNK], max_new_tokens=CHUNK, eos=())
+        second = cached.submit(ASKING[::-1][: 2 * CHUNK], max_new_tokens=CHUNK, eos=())
+        cached.engine.step()
+        # Of twelve chunks, eight are the rows' in the end: requests of two and of three do not both fit into four.
+        assert first.tokens
+        assert not second.tokens
+        go_on.set()
+        cached.engine.wait([first, second])
+    for completion in (first, second):
+        assert completion.preemptions == 0
+        assert_same(cached.model, completion)

@@ -1,4 +1,4 @@
-"""Admission of requests to a sidecar: the caller of each, and the memory that its body may take."""
+"""A server's door: which requests are let in, as whom, and what their bodies may take."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from starlette.exceptions import HTTPException
 
 from kvtrie.api.http.byte_budget import ByteBudget
 from kvtrie.api.http.connection_table import Connection, ConnectionTable
+from kvtrie.api.http.metrics_page import Page
 from kvtrie.api.http.tenants import Caller, Tenants
 from kvtrie.api.http.watched_protocol import STATE
 from kvtrie.api.http.wrong_keys import WrongKeys
-from kvtrie.api.sidecar.metrics import Page
 
 
 class Door:
     """Admits requests by their keys. Called on the event loop only.
 
     Args:
-        tenants: callers by key.
-        connections: connections of this sidecar.
-        receive_bytes: most bytes of unfinished bodies, over all requests.
+        tenants: whose keys open it.
+        connections: of this server.
+        receive_bytes: of bodies that are not whole yet, over all requests.
+        metrics_prefix: what the names of its metrics begin with.
     """
 
-    def __init__(self, tenants: Tenants, connections: ConnectionTable, receive_bytes: int) -> None:
+    def __init__(
+        self, tenants: Tenants, connections: ConnectionTable, receive_bytes: int, metrics_prefix: str
+    ) -> None:
         self.tenants = tenants
         self.connections = connections
         self.receiving = ByteBudget(receive_bytes)
         self._wrong_keys = WrongKeys()
+        self._prefix = metrics_prefix
 
     def caller(self, request: Request) -> Caller:
         """The tenant or admin who sent a request.
@@ -66,20 +70,20 @@ class Door:
 
     def metrics(self) -> str:
         """Figures of connections, keys and bodies, for Prometheus."""
-        page = Page()
-        page.family("kvtrie_sidecar_connections", "gauge", "Open connections.", [({}, len(self.connections))])
+        page, prefix = Page(), self._prefix
+        page.family(f"{prefix}_connections", "gauge", "Open connections.", [({}, len(self.connections))])
         page.family(
-            "kvtrie_sidecar_connections_closed_total",
+            f"{prefix}_connections_closed_total",
             "counter",
             "Connections closed for others or for taking too long, by reason.",
             [({"reason": reason}, count) for reason, count in sorted(self.connections.closed.items())],
         )
         page.family(
-            "kvtrie_sidecar_wrong_keys_total", "counter", "Wrong API keys.", [({}, self._wrong_keys.total)]
+            f"{prefix}_wrong_keys_total", "counter", "Wrong API keys.", [({}, self._wrong_keys.total)]
         )
         for name, help_text, figure in (
             ("capacity", "Most bytes of unfinished bodies.", self.receiving.capacity_bytes),
             ("used", "Bytes of unfinished bodies.", self.receiving.used_bytes),
         ):
-            page.family(f"kvtrie_sidecar_receive_{name}_bytes", "gauge", help_text, [({}, figure)])
+            page.family(f"{prefix}_receive_{name}_bytes", "gauge", help_text, [({}, figure)])
         return page.text()
