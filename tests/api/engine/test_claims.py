@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
-from kvtrie.api.engine import admission
 from kvtrie.api.models.model_runner import ModelRunner
 from kvtrie.prefix_tree.errors import ModelOutputError
 from tests.api.balance import (
@@ -25,7 +24,7 @@ from tests.api.balance import (
     run_to_the_end,
     wrapped,
 )
-from tests.api.tiny_models import VOCABULARY, left_padded, prompts, tiny_model
+from tests.api.tiny_models import left_padded, prompts, tiny_model
 
 SHARED = 5 * CHUNK
 NEW = 4
@@ -220,14 +219,6 @@ def test_a_failed_batch_of_generate_gives_everything_back(
             assert_balanced(cached)
         expected = model.generate(**batch, max_new_tokens=NEW, do_sample=False)
         assert torch.equal(cached.generate(**batch, max_new_tokens=NEW, do_sample=False), expected)
-
-
-@pytest.fixture
-def underrated(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """An end token that no answer has, so that each grows longer than the engine expects, and memory runs out."""
-    monkeypatch.setattr(admission, "_FIRST_GUESS_TOKENS", 0.0)
-    monkeypatch.setattr(admission, "_WEIGHT", 0.0)
-    return {VOCABULARY - 1}
 
 
 def test_preempted_claimants_and_many_waiters_in_a_tiny_pool(
