@@ -184,7 +184,19 @@ CLI = "from kvtrie.api.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 @pytest.mark.parametrize(
     "command",
-    ["bench", "demo", "doctor", "dump", "explain", "record", "serve", "sidecar", "simulate", "stats", "trace"],
+    [
+        "bench",
+        "demo",
+        "doctor",
+        "dump",
+        "explain",
+        "record",
+        "serve",
+        "sidecar",
+        "simulate",
+        "stats",
+        "trace",
+    ],
 )
 def test_without_the_extras_every_command_gives_its_help(command):
     ran = without_extras(CLI, command, "--help")
