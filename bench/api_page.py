@@ -34,7 +34,16 @@ CONTRACTS = {
 
 GROUPS = {
     "A wrapped model": ("PrefixCachedModel", "Warmed"),
-    "Requests": ("Engine", "EngineConfig", "Request", "Sampling", "Completion"),
+    "Requests": (
+        "Engine",
+        "EngineConfig",
+        "EngineLoop",
+        "Request",
+        "Sampling",
+        "JsonSchema",
+        "Regex",
+        "Completion",
+    ),
     "Memory and sidecar": ("Eviction", "SidecarTier"),
     "Contracts": tuple(CONTRACTS),
 }

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from kvtrie.api.http.tenants import Tenants
 
 HELP = "serve a model over OpenAI's HTTP API, with cached prefixes not computed again"
+EXAMPLES = (
+    "kvtrie serve --model smollm2",
+    "kvtrie serve --model ./my-model --listen http://127.0.0.1:8000 --memory 4G --tenants tenants.toml",
+    "kvtrie serve --model ./my-model --print-config",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

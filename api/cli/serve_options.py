@@ -105,14 +105,14 @@ OPTIONS = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares a flag for each option, `--config` and `--print-config`."""
     for option in OPTIONS:
-        shown = option.help
+        shown = option.help if option.choices is None else f"{option.help} ({', '.join(option.choices)})"
         if isinstance(option.default, (str, int, float)):
             shown += f" (default: {option.default})"
         parser.add_argument(
             option.flag,
             dest=option.name,
             action="append" if isinstance(option.default, list) else "store",
-            metavar=option.metavar,
+            metavar=option.metavar if option.choices is None else "NAME",
             choices=option.choices,
             help=shown.replace("%", "%%"),
         )

@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 def create_app(model: ServedModel) -> ASGIApp:
     """The server as an ASGI application; `model` stays the caller's to start and stop."""
+    # 1. How every route reads a body, and how the two that generate reply.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     served, door, config = model.served, model.door, model.config
 
@@ -72,6 +73,7 @@ def create_app(model: ServedModel) -> ASGIApp:
             if not job.is_stream:
                 answer.end()
 
+    # 2. The routes.
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return await answer(request, lambda body, caller: chat_job(served, body, caller.name), is_chat=True)

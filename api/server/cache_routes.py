@@ -36,6 +36,7 @@ def add_cache_routes(app: FastAPI, model: ServedModel, read: ReadBody) -> None:
     door, cached = model.door, model.generation.model
     pins = PinShelf(cached)
 
+    # 1. The tree, and why a prompt missed.
     @app.get("/v1/cache/tree")
     async def tree(request: Request) -> Response:
         caller = door.caller(request)
@@ -70,6 +71,7 @@ def add_cache_routes(app: FastAPI, model: ServedModel, read: ReadBody) -> None:
 
         return JSONResponse(await model.looking.run(explained))
 
+    # 2. Pins.
     @app.post("/v1/cache/pins")
     async def pin(request: Request) -> Response:
         def asked(body: bytes, caller: Caller) -> tuple[PinRequest, list[int]]:

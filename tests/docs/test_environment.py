@@ -65,7 +65,8 @@ def test_every_name_of_this_kind_in_the_product_is_one_of_them() -> None:
         name
         for path in sources()
         for name in re.findall(r"\bKVTRIE_[A-Z_]+", path.read_text(encoding="utf-8"))
-        if name != "KVTRIE_"
+        # The first is a prefix; those of `kvtrie serve` are its options, which docs/serve.md has.
+        if name != "KVTRIE_" and not name.startswith("KVTRIE_SERVE_")
     }
     assert named == set(OWN)
 
