@@ -1,4 +1,4 @@
-"""What people touch: the wrapper, the engine, the sidecar and the CLI.
+"""Everything that a user calls: the wrapper, the engine, the sidecar and the CLI.
 
 Names are loaded when they are first used: the CLI must start fast, and `kvtrie doctor` must run where torch or
 transformers are missing.

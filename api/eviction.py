@@ -1,4 +1,4 @@
-"""Who goes when memory is short: the policy, and what scopes are promised and allowed."""
+"""Settings of eviction: the policy, and minimum shares and quotas of scopes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from kvtrie.prefix_tree import Tier
 from kvtrie.prefix_tree.policies import policy_named
 
 OVER_QUOTA = "over its scope's quota"
-"""Why a chunk was evicted, where its scope made room for itself."""
+"""Reason of an eviction that makes room for the chunk's own scope."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """How one tier evicts. Scopes are named as dumps name them: `tenant:acme`, `shared:tools`.
+    """Order of eviction of one tier. Scopes are named as dumps name them: `tenant:acme`, `shared:tools`.
 
     Raises:
         InputError: when a tier is made of it: an unknown policy, a malformed size, shares that do not fit.
     """
 
     policy: str = "lru"
-    """One of `kvtrie.prefix_tree.policies.named.POLICIES`."""
+    """Name of the policy: one of `kvtrie.prefix_tree.policies.named.POLICIES`."""
     shares: Mapping[str, str | int] = field(default_factory=dict)
-    """Memory that a scope keeps while others have any above theirs, e.g. `{"tenant:acme": "512MiB"}`."""
+    """Memory that a scope keeps while other scopes are above their shares, e.g. `{"tenant:acme": "512MiB"}`."""
     quotas: Mapping[str, str | int] = field(default_factory=dict)
-    """Memory beyond which a scope's own chunks go first. Requests under way may exceed it for their time."""
+    """Memory above which a scope's own chunks are evicted first. Requests under way may exceed it meanwhile."""
 
     def tier(self, name: str, capacity_bytes: int, chunk_bytes: int) -> Tier:
-        """A tier that evicts like this.
+        """Makes a tier with these settings.
 
         Args:
-            name: of the tier.
-            capacity_bytes: of the tier.
-            chunk_bytes: of a chunk, about: how many the policy should remember follows from it.
+            name: name of the tier, in dumps and figures.
+            capacity_bytes: size of the tier.
+            chunk_bytes: typical size of a chunk, from which follows how many keys a policy remembers.
         """
         return Tier(
             name,
@@ -46,5 +46,5 @@ class Eviction:
 
     @property
     def reason(self) -> str:
-        """Why a chunk was evicted, as dumps and counters say it."""
+        """Reason of an eviction, as dumps and counters show it."""
         return "least recently used" if self.policy == "lru" else f"chosen by {self.policy}"

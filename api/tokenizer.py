@@ -1,4 +1,4 @@
-"""Between token ids and text: whichever tokenizer the user names, or ids alone."""
+"""Tokenizers of the CLI, by the name that the user gives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvtrie.api.hub_names import is_held_here_alone
 from kvtrie.api.smollm2 import is_smollm2, need_gguf, smollm2_file
 from kvtrie.prefix_tree.errors import InputError
 
@@ -18,7 +19,7 @@ _TEKKEN_FILE = "tekken_240911.json"
 
 
 class Tokenizer(Protocol):
-    """What the CLI needs of a tokenizer."""
+    """A tokenizer, as the CLI uses one."""
 
     def encode(self, text: str, special_tokens: bool) -> list[int]:
         """Token ids of `text`, with or without the special tokens that a prompt gets by default.
@@ -31,7 +32,7 @@ class Tokenizer(Protocol):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that `name` is: see `TOKENIZER_HELP`.
+    """Opens a tokenizer by its name: see `TOKENIZER_HELP`.
 
     Raises:
         InputError: there is none of that name, or it cannot be read.
@@ -147,12 +148,18 @@ class _OfTransformers:
 
 class _HuggingFaceModel(_OfTransformers):
     def __init__(self, name: str, **options: str) -> None:
+        # Before transformers is imported, which takes seconds.
+        here_alone = Path(name).is_dir() or is_held_here_alone(
+            name, "tokenizer", built_in=["tekken", "smollm2"]
+        )
         import transformers
 
         transformers.logging.set_verbosity_error()
         try:
             # trust_remote_code stays off: a tokenizer must not run code.
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False, local_files_only=here_alone, **options
+            )
         except Exception as error:
             raise _unusable(name, error) from None
         super().__init__(tokenizer)

@@ -14,18 +14,19 @@ _HEAD = """# Models
 
 A model is served when three things hold; else it is refused in one sentence, at wrapping.
 
-* Its model type is in the table below. Tiny models of each pass the same exactness tests: tokens and logits are
-  those of `model.generate` cold, warm, partly warm, after evictions, with beams, sampling, assisted decoding,
-  preemption and chunked prefill.
-* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a token
-  and keys and values of one shape; and the logits from these are the model's own.
+* Its model type is in the table below. Tiny models of each pass the same exactness tests: tokens and logits
+  are those of `model.generate` cold, warm, partly warm, after evictions, with beams, sampling, assisted
+  decoding, preemption and chunked prefill.
+* Tried with seven tokens, each layer calls the attention function once, with a query, a key and a value a
+  token and keys and values of one shape; and the logits from these are the model's own.
 * A short `generate` through kvtrie has the logits of the model's own forward.
 
 Hugging Face's own generation tests through kvtrie, by family: `bench/results/huggingface-tests-*.md`, made by
 `python -m bench.huggingface_tests CHECKOUT`.
 
-A *window* is a sliding window of some or all layers, *softcap* caps attention scores, *sinks* are attention sinks,
-*experts* a mixture of experts. Families that take images or sound beside text are served for their text.
+A *window* is a sliding window of some or all layers, *softcap* caps attention scores, *sinks* are attention
+sinks, *experts* a mixture of experts. Families that take images or sound beside text are served for their
+text.
 
 ## Served
 
@@ -39,8 +40,8 @@ _NOT_SERVED = """
 """
 
 _TAIL = """
-A family in neither table was not tested. To add one: a tiny config in `tests/api/models.py`, a line in
-`api/models/families.py`, and `pytest tests/api/test_exactness.py -k FAMILY`.
+A family in neither table was not tested. To add one: a tiny config in `tests/api/tiny_models.py`, a line in
+`api/models/families.py`, and `pytest tests/api/huggingface/test_exactness.py -k FAMILY`.
 """
 
 

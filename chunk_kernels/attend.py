@@ -34,7 +34,7 @@ def check_served(shape: ChunkShape, device: torch.device) -> None:
 def attend(
     query: Tensor, pool: ChunkPool, layer: int, step: Step, scale: float, variant: Variant = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Attention of a step's rows over their paths in the pool; the new tokens' KV stands there already.
+    """Attention of a step's rows over their paths in the pool; the new tokens' KV is in the pool already.
 
     Args:
         query: `[rows, q_heads, key_dim]`, rows in the order of the sequences given to `prepare_step`; any

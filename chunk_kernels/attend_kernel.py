@@ -46,7 +46,7 @@ def attend_items(
     p_slots,  # int32 [table]
     p_positions,  # int64 [rows], the caller's order
     p_order,  # int32 [rows]: the caller's row of each plan row
-    p_merge_index,  # int32 [finishing items, 2]: first merge, merges
+    p_merge_index,  # int32 [sequences, 2]: first merge, merges; an item has its entry in ITEM_MERGES_AT
     p_merges,  # int32 [merges, MERGE_FIELDS]
     p_slopes,  # fp32 [q_heads], where HAS_ALIBI
     p_sinks,  # fp32 [q_heads], where HAS_SINKS

@@ -54,7 +54,7 @@ def attend_stored(
     partials = max(1, launch.sizes.partials)
     partial_out = torch.empty(partials, value_dim, dtype=torch.float32, device=query.device)
     partial_lse = torch.empty(partials, dtype=torch.float32, device=query.device)
-    none = partial_lse  # stands in for pointers the variant does not read
+    none = partial_lse  # passed for pointers that the variant does not read
     # 2. The two launches: items that store partials, then items that finish rows.
     for stores_partial, items, count, tiling in (
         (True, launch.items_partial, launch.sizes.partial_items, launch.tilings.partial),

@@ -3,10 +3,10 @@
 Each lane holds one sequence's next token, its position and the slots it writes to next. A step that only appends
 changes nothing on the host: the device advances its own lanes, and causality cuts each run at the row's position,
 so that a plan made for whole slots stays right while they fill. When a sequence joins, leaves or takes new slots,
-the planner is patched and the plan goes up again, in one transfer from pinned memory:
+the planner is patched and the plan is sent again, in one transfer from pinned memory:
 
     int64  ids | positions | first chunk of the tail        [lanes] each
-    int32  tails [lanes, TAIL_CHUNKS] | packed plan (launch_plan.Sizes)
+    int32  tails [lanes, TAIL_CHUNKS] | packed plan (launch_items.Sizes)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kvtrie.prefix_tree.plan_check import check_plan
 from kvtrie.prefix_tree.planner import Planner
 
 TAIL_CHUNKS = 4
-"""Slots a lane may write to before the host must come back: that of its next token, and those reserved ahead."""
+"""Slots that a lane may write to before the host must plan again: its next token's, and those reserved ahead."""
 
 IDLE = -1
 """Slot of a lane without a sequence: nothing is written."""
@@ -74,7 +74,7 @@ class DecodeLanes:
         words = 2 * 3 * lanes + lanes * TAIL_CHUNKS
         self._plan_at = -(-words // 4) * 4
         size = self._plan_at + self._capacity.packed
-        # The device is said, for the caller may have set another default.
+        # The device is named, because the caller may have set another default.
         self._staged = torch.zeros(size, dtype=torch.int32, device="cpu", pin_memory=is_cuda)
         self._words = self._staged.numpy()
         device = torch.zeros(size, dtype=torch.int32, device=pool.device)
@@ -84,18 +84,18 @@ class DecodeLanes:
         """int64 `[lanes]` each: the tokens to compute, and their positions."""
         self._tails = device[2 * 3 * lanes : words].view(lanes, TAIL_CHUNKS)
         self.write_at = torch.full((lanes,), IDLE, dtype=torch.int64, device=pool.device)
-        """int64 `[lanes]`: where each new token's KV goes; negative for an idle lane."""
+        """int64 `[lanes]`: where each new token's KV is written; negative for an idle lane."""
         launch = launch_over(device[self._plan_at :], self._capacity, self.positions, tilings)
         self.launch = launch
-        """With shared runs, or pieces: both launches."""
+        """Both launches, for plans with shared runs or pieces."""
         self.launch_unshared = replace(launch, sizes=launch.sizes._replace(partial_items=0))
-        """Where no partial is left: the finishing launch alone."""
+        """The finishing launch alone, for plans without partials."""
         self.has_partials = False
-        """Which of the two the present plan needs."""
+        """Whether the present plan needs both launches."""
         self._planner = Planner(pool.shape.chunk_tokens)
         self._layouts: list[int] = []
         self._tokens: list[int] | None = None
-        """Tokens that the device has put into its lanes itself; None when it has to be told."""
+        """Tokens that the device has put into its lanes itself; None when the host must send them."""
         self._steps_left = 0
         """Steps until some lane's position leaves its tail."""
 
@@ -104,11 +104,11 @@ class DecodeLanes:
         self.update([])
 
     def forget(self) -> None:
-        """The device's tokens and positions are out of date: the next update sends everything."""
+        """Notes that the device's tokens and positions are out of date: the next update sends everything."""
         self._tokens = None
 
     def advanced(self, tokens: list[int]) -> None:
-        """The device has run a step, chose `tokens` and stands at the next position."""
+        """Notes that the device has run a step, chosen `tokens` and advanced each position by one."""
         self._tokens = tokens
         self._steps_left -= 1
 
@@ -191,7 +191,7 @@ class DecodeLanes:
 
 
 def _capacity(pool: ChunkPool, lanes: int, group: int, tilings: Tilings, cost: CostModel) -> Sizes:
-    """Room for any ordinary plan of so many lanes; a stranger one runs without a graph."""
+    """Sizes for any ordinary plan of so many lanes; a larger plan runs without a graph."""
     heads = pool.shape.kv_heads
     fill = cost.processors * cost.waves // heads
     tall = -(-lanes * group // tilings.partial.block_m)

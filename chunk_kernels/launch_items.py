@@ -33,7 +33,7 @@ class Item(NamedTuple):
     from_token: int
     """Tokens of the run this item attends to, half-open."""
     end_token: int
-    """May lie beyond the rows' positions: the kernel applies causality."""
+    """End of these tokens; may be beyond the rows' positions, since the kernel applies causality."""
     start_position: int
     """Absolute position of the run's first token."""
     partial_at: int = 0
@@ -47,7 +47,7 @@ class Merge(NamedTuple):
 
     partial_at: int
     first_row: int
-    """Of the item that stored it."""
+    """First row of the item that stored it."""
     rows: int
 
 
@@ -71,11 +71,11 @@ class Sizes(NamedTuple):
     slots: int
 
     def hold(self, other: Sizes) -> bool:
-        """Whether arrays of `other`'s sizes fit."""
+        """Whether arrays of `other` sizes fit into arrays of these."""
         return all(mine >= theirs for mine, theirs in zip(self, other))
 
     def extents(self) -> list[tuple[int, int]]:
-        """Where each array lies in the packed int32 buffer: (offset, length), the slot table last.
+        """Offset and length of each array in the packed int32 buffer, the slot table last.
 
         Each starts on 16 bytes, so that the kernel may load it in vectors.
         """

@@ -20,11 +20,11 @@ from kvtrie.prefix_tree.planner import make_plan
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """One step, ready to launch; tensors on the pool's device, int32 unless said."""
+    """One step, ready to launch; tensors on the pool's device, int32 if not stated otherwise."""
 
     tilings: Tilings
     sizes: Sizes
-    """Of the grids and buffers; the kernel takes the number of items from `counts`."""
+    """Sizes of grids and buffers; the kernel reads the number of items from `counts`."""
     counts: Tensor
     """`[COUNTS]`: items that store partials, items that finish rows, and two unused ones."""
     items_partial: Tensor
@@ -34,7 +34,7 @@ class LaunchPlan:
     order: Tensor
     """`[rows]`: the caller's row of each plan row."""
     merge_index: Tensor
-    """`[sequences, 2]`: first merge and number of merges of each sequence."""
+    """`[sequences, 2]`: first merge and number of merges of each sequence, and of each idle row."""
     merges: Tensor
     """`[merges, MERGE_FIELDS]`"""
     slots: Tensor

@@ -36,7 +36,7 @@ def partial_attention(
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
         # Of the fused CPU kernels only this one hands out its lse. It takes strides and GQA; with no key
         # it crashes and for a fully masked row its lse is 0, so callers never ask for either: what may be
-        # empty goes to `composed_attention`.
+        # empty is computed by `composed_attention`.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )

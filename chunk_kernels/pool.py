@@ -1,4 +1,4 @@
-"""The device pool: where the keys and values of chunks stand while they are attended to."""
+"""The device pool: keys and values of chunks, as attention reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ChunkPool:
     Args:
         shape: one chunk's shape, dtype and format.
         slots: capacity in chunks.
-        device: where the tensors live.
+        device: device of the tensors.
 
     Raises:
         InputError: fewer than one slot, or a format the device does not compute on.
@@ -146,14 +146,14 @@ class ChunkPool:
                 start = end
 
     def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What keys consist of, and values: elements, then scales where there are any."""
+        """Tensors that keys consist of, and those of values: elements, then scales if the pool is quantised."""
         return (
             [self.k] if self.k_scale is None else [self.k, self.k_scale],
             [self.v] if self.v_scale is None else [self.v, self.v_scale],
         )
 
     def _stored(self) -> list[Tensor]:
-        """All that is stored, `[layers, kv_heads, slots, chunk_tokens]` and for elements the dim."""
+        """All stored tensors: `[layers, kv_heads, slots, chunk_tokens]`, elements with a dim besides."""
         keys, values = self._parts()
         return keys + values
 

@@ -63,7 +63,7 @@ def quantise(vectors: Tensor, kv_format: str) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(elements: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What elements `[..., dim]` stand for, in `dtype`; `scale` fp32 `[..., 1]`."""
+    """The values that elements `[..., dim]` encode, in `dtype`; `scale` is fp32 `[..., 1]`."""
     return (elements.float() * scale).to(dtype)
 
 
@@ -74,19 +74,20 @@ class StoredLayer:
     elements: Tensor
     """`[kv_heads, slots, chunk_tokens, dim]`"""
     scale: Tensor | None
-    """fp32 `[kv_heads, slots, chunk_tokens]`; None where elements are what they stand for."""
+    """fp32 `[kv_heads, slots, chunk_tokens]`; None for raw elements."""
     dtype: torch.dtype
-    """What `read` returns."""
+    """Dtype that `read` returns."""
 
     @property
     def shape(self) -> torch.Size:
-        """Of `elements`."""
+        """Shape of `elements`."""
         return self.elements.shape
 
     def read(self, take: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `take` takes of `[kv_heads, slots, chunk_tokens, dim]`, in `dtype`: a view where raw, else a copy.
+        """Reads the part of `[kv_heads, slots, chunk_tokens, dim]` that `take` selects, in `dtype`.
 
-        `take` is given the elements, and the scales with a dim of 1.
+        `take` is called with the elements, and with the scales, whose dim is 1. Returns a view if elements are raw,
+        else a copy.
         """
         if self.scale is None:
             return take(self.elements).to(self.dtype)

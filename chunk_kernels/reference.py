@@ -48,7 +48,7 @@ def attend_rows(
         rows: queries of the last tokens, fp32 `[rows, q_heads, key_dim]`.
         keys: of all tokens, fp32 `[kv_heads, tokens, key_dim]`.
         values: of all tokens, fp32 `[kv_heads, tokens, value_dim]`.
-        scale: what q.k is multiplied by.
+        scale: factor on the scores.
         variant: of the layer.
 
     Returns out `[rows, q_heads, value_dim]` and natural-log lse `[rows, q_heads]`, both fp32.

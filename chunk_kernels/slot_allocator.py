@@ -1,7 +1,7 @@
 """Which slots of a pool are free, handed out adjacent where possible.
 
 Adjacent slots make a run one strided view, which the CPU path reads without a gather. Free slots are kept
-as extents (start, length): best fit by length, merged with their neighbours when they come back.
+as extents (start, length): best fit by length, merged with their neighbours when slots are freed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SlotAllocator:
         return taken
 
     def give(self, slots: Iterable[int]) -> None:
-        """Takes slots back."""
+        """Frees slots."""
         for slot in slots:
             start, length = slot, 1
             if (before := self._start_before.get(slot)) is not None:

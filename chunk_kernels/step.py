@@ -1,4 +1,4 @@
-"""One step, checked and placed: which sequences take part, and where their new tokens' KV goes.
+"""One step, checked and placed: which sequences take part, and where their new tokens' KV is written.
 
 Each path of `attend` derives its own form of work from a step, once for all layers: items over views
 (`torch_items.py`), or the arrays of a kernel launch (`launch_plan.py`).
@@ -26,7 +26,7 @@ class StepSequence:
     """One sequence's part in a step."""
 
     slots: Sequence[int]
-    """Slots of all its chunks, those that this step's tokens go into included."""
+    """Slots of all its chunks, those that this step writes to included."""
     context_tokens: int
     """Tokens whose KV is in the pool before the step."""
     rows: int
@@ -51,7 +51,7 @@ class Step:
         self._derived: dict[Hashable, object] = {}
 
     def derived(self, key: Hashable, make: Callable[[Step], Work]) -> Work:
-        """What `make` makes of this step, made once per key."""
+        """The result of `make(self)`, computed once per key."""
         if key not in self._derived:
             self._derived[key] = make(self)
         return self._derived[key]  # type: ignore[return-value]
@@ -86,7 +86,7 @@ def _check(sequences: Sequence[StepSequence], pool: ChunkPool) -> None:
 
 
 def _places(sequences: Sequence[StepSequence], chunk: int) -> npt.NDArray[np.int64]:
-    """Position of each new token, and where it goes: `[2, rows]`."""
+    """Position of each new token, and the place its KV is written to: `[2, rows]`."""
     found = np.empty((2, sum(sequence.rows for sequence in sequences)), np.int64)
     row = 0
     for sequence in sequences:

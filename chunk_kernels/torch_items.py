@@ -23,7 +23,7 @@ from kvtrie.prefix_tree.plan_check import check_plan
 from kvtrie.prefix_tree.planner import make_plan
 
 SLAB_CHUNKS = 8
-"""Longest private run that goes into a slab; a longer one is worth an item of its own."""
+"""Longest private run that is put into a slab; a longer one gets an item of its own."""
 
 GATHER_EXTENT_CHUNKS = 4
 """A run whose extents are shorter than this on average is gathered; else each extent is an item."""
@@ -91,7 +91,7 @@ class SlabItem:
     stride: int | None
     """Slots between consecutive sequences' first slots, where that is regular: then nothing is gathered."""
     lengths: tuple[int, ...]
-    """Tokens of each run; a sequence's row stands at the last of them."""
+    """Tokens of each run; a sequence's row has the position of the last of them."""
     tokens: int
     """Longest run."""
     mask: Tensor | None
@@ -113,7 +113,7 @@ class TorchWork:
     order: tuple[int, ...]
     """The step's sequences in plan order."""
     most_tokens: int
-    """Of the longest sequence, this step's included: a window at least as wide hides nothing."""
+    """Tokens of the longest sequence, this step's included: a window at least as wide hides nothing."""
 
 
 def torch_work(step: Step) -> TorchWork:

@@ -62,7 +62,7 @@ def attend_two_phase(
 def _run(
     query: Tensor, keys: StoredLayer, values: StoredLayer, span: Span, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Rows and query-group heads share the same keys, so both go into one dimension: fewer, taller tiles."""
+    """One run for its rows. Rows and group heads share keys, so both are one dimension: fewer, taller tiles."""
     rows, q_heads, key_dim = query.shape
     kv_heads = keys.shape[0]
     group = q_heads // kv_heads

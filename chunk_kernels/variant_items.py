@@ -1,4 +1,4 @@
-"""A step's items where a layer has a window, or changes its scores: cut from the plain ones (`torch_items.py`).
+"""Items of a step for layers with a window, softcap or bias: cut from the plain items (`torch_items.py`).
 
 Rows are taken in blocks. Of the keys of a run, a block of rows at positions `low..high` sees, for window w:
 
@@ -6,8 +6,9 @@ Rows are taken in blocks. Of the keys of a run, a block of rows at positions `lo
       | no row    |   some rows   |    every row     |  some rows   | no row
       | dropped   |   masked      |    a `RunItem`   |  masked, or a causal square
 
-So a run outside every row's window costs nothing, one inside all of them what it always costs. Layers that cap or
-bias their scores take `DenseItem`s throughout: no fused kernel of torch does either and hands out its lse.
+So a run outside every row's window costs nothing, and one inside all of them costs as much as without a window.
+Layers that cap or bias their scores take `DenseItem`s throughout: no fused kernel of torch does either and returns
+its lse.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BLOCK_ROWS = 256
 """Most rows of a block: what is masked grows with its square, the number of items falls with it."""
 
 BLOCK_TOKENS = 1024
-"""Most keys of a `DenseItem`, whose scores stand in memory: 32 heads x 256 rows x 1024 keys are 32 MiB."""
+"""Most keys of a `DenseItem`, whose scores are held in memory: 32 heads x 256 rows x 1024 keys are 32 MiB."""
 
 LEAST_SQUARE_ROWS = 64
 """A window below this is masked inside squares of this size, instead of making more and smaller ones."""
@@ -121,7 +122,7 @@ class _Cut:
         self._row_positions = torch.from_numpy(positions).to(pool.device)
 
     def pieces(self, item: RunItem | CausalItem | SlabItem) -> Iterator[VariedItem]:
-        """What is left of an item."""
+        """Items for the part of an item that some row sees."""
         if isinstance(item, SlabItem):
             yield self._slab(item)
         elif isinstance(item, CausalItem) and not self._is_dense:

@@ -1,4 +1,6 @@
-"""How a plan's runs are split into work: which are read once for all readers, and into how many pieces.
+"""On a GPU: which shared runs of a plan are read once for all readers, and into how many pieces runs are split.
+
+The CPU path (`torch_items.py`) reads every shared run once.
 
 Reading a run once for all its readers saves memory traffic, and costs a partial per reader and piece that is
 written and read again, and a launch of its own. Where it does not pay, a run is left to its branches: each

@@ -13,7 +13,7 @@ def write_kv(pool: ChunkPool, layer: int, write_at: Tensor, key: Tensor, value: 
     """Puts new tokens' keys and values into their places, quantised where the pool is.
 
     Args:
-        pool: where to.
+        pool: holds the KV.
         layer: which layer's keys and values these are.
         write_at: int64 `[rows]`, slot * chunk_tokens + offset within the chunk; negative leaves a row out.
         key: `[rows, kv_heads, key_dim]` in the pool's dtype.

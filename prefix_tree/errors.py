@@ -13,7 +13,7 @@
     ├── RecordError                    bytes that are not the record that was asked for
     ├── ModelOutputError               the model produced NaN or infinity; nothing of that step is kept
     ├── LibraryChanged                 an installed library works in a way kvtrie was not written for
-    └── PackageMissing                 a package that is no dependency of kvtrie was asked for and is not installed
+    └── PackageMissing                 a package that kvtrie does not depend on is needed, and not installed
 
 A miss is never an error: it is `None`, or a shorter match.
 """
@@ -26,7 +26,7 @@ class KvtrieError(Exception):
 
 
 class InputError(KvtrieError, ValueError):
-    """What the caller passed cannot work; the message names the value and the way out."""
+    """A value that the caller passed cannot work; the message names the value and the way out."""
 
 
 class UnsupportedModel(InputError):

@@ -34,7 +34,7 @@ class Lease:
         self.matched = {residence.tier: residence.node.depth for residence in held} if uses else {}
         """Chunks of the path that each tier held when the request came."""
         self.uses = uses
-        """What the lease adds to `Residence.uses` of each of `held`: one for a request, else none. `extend` moves
+        """Uses that the lease adds to each `Residence` of `held`: one for a request, else none. `extend` moves
         it with the lease, so a path is used once however often its request extends it."""
 
 

@@ -72,12 +72,15 @@ def namespace_fields(document: Mapping[str, object]) -> dict[str, str | int]:
         InputError: a field is missing, unknown or of the wrong type.
     """
     known = {f.name: f.type for f in fields(Namespace)}
-    if set(document) != set(known):
-        raise InputError(f"namespace document has fields {sorted(document)}, expected {sorted(known)}")
+    if lacking := [name for name in known if name not in document]:
+        raise InputError(f"namespace document has fields missing: {', '.join(lacking)}")
+    if unknown := [name for name in document if name not in known]:
+        raise InputError(f"namespace document has fields that no namespace has: {ascii(unknown[0])[:60]}")
     checked: dict[str, str | int] = {}
     for name, value in document.items():
         wanted = int if name == "chunk_tokens" else str
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise InputError(f"namespace field {name} is {value!r}, expected {wanted.__name__}")
+            kind = "a whole number" if wanted is int else "a text"
+            raise InputError(f"namespace field {name} is {ascii(value)[:60]}, and must be {kind}")
         checked[name] = value
     return checked

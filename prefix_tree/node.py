@@ -80,7 +80,7 @@ class Residence:
 
     @property
     def evictable(self) -> bool:
-        """No resident child in this tier, and nobody holds it."""
+        """Whether it has no resident child in this tier and no hold."""
         return self.children == 0 and self.holds == 0
 
 

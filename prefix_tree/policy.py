@@ -13,8 +13,13 @@ from kvtrie.prefix_tree.node import Residence
 
 
 class EvictionPolicy(Protocol):
-    """Orders one tier's evictable residences. A residence that stops being evictable may stay queued
-    until `victim` reaches it: that keeps leases and touches O(1)."""
+    """Orders one tier's evictable residences: leaves that no lease and no pin holds.
+
+    A residence that stops being evictable may stay queued until `victim` reaches it and drops it
+    (`Residence.evictable`): that keeps leases and touches O(1). Methods are called under the owner's lock. If one
+    raises, the tier evicts by LRU from then on. `kvtrie.testing.EvictionPolicyContract` checks an implementation,
+    rule by rule.
+    """
 
     def add(self, residence: Residence) -> None:
         """Queues a residence that has just become evictable; queueing it twice changes nothing."""
@@ -36,7 +41,7 @@ class EvictionPolicy(Protocol):
         """
 
     def victim(self) -> Residence | None:
-        """Takes out the residence to evict next, or returns None when there is none."""
+        """Takes out the residence to evict next, which is `evictable`, or returns None when there is none."""
 
     def __contains__(self, residence: Residence) -> bool:
-        """Whether it is queued: every evictable residence of the tier is."""
+        """Whether a residence is queued, as every evictable residence of the tier is."""

@@ -3,9 +3,8 @@
 A root is in one of three states:
 
     filled ... nodes of its namespace are in the tree; kept
-    idle ..... no nodes; kept while it is among the last `most_idle` roots that were asked for or lost their last
-    node,
-               so that dumps and `explain` still show the namespace
+    idle ..... no nodes; kept while it is among the last `most_idle` roots that were asked for or lost their
+               last node, so that dumps and `explain` still show the namespace
     loose .... no nodes, and not kept here: it lives as long as a caller (a request, a match, a lease) refers to it
 
 A loose root becomes idle when it is asked for, and filled when a node is stored below it. So there is never a

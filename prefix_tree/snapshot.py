@@ -1,4 +1,4 @@
-"""A frozen picture of a tree: what `dump`, `explain` and `stats` read, whatever it was taken from.
+"""A snapshot of a tree: the document that `dump`, `explain` and `stats` read, whatever it was taken from.
 
 The engine, the sidecar and a store full of records all yield this one document, so the CLI renders
 it without knowing where it came from. JSON in and out; no code in the data.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.namespace import namespace_fields
+from kvtrie.prefix_tree.read_json import read_json
 
 FORMAT = "kvtrie-snapshot"
 VERSION = 1
+
+REMEDY = "write one with PrefixCachedModel.snapshot(path) or kvtrie dump --format json"
+"""How to get a snapshot that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,35 +125,85 @@ class Snapshot:
         """Reads a document written by `to_json`.
 
         Raises:
-            InputError: not JSON, not a snapshot, of another version, or with fields missing.
+            InputError: not JSON, not a snapshot, of another version, or with fields missing or unknown.
         """
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not a kvtrie snapshot: {error}") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InputError("not a kvtrie snapshot: write one with PrefixCachedModel.snapshot(path)")
+            document = read_json(text)
+        except InputError as error:
+            raise InputError(f"not a kvtrie snapshot: it {error}; {REMEDY}") from None
+        if not isinstance(document, dict) or "format" not in document:
+            raise InputError(f"not a kvtrie snapshot: it is other JSON; {REMEDY}")
+        if document["format"] != FORMAT:
+            raise InputError(f"not a kvtrie snapshot: its format is {_shown(document['format'])}; {REMEDY}")
         if document.get("version") != VERSION:
-            raise InputError(f"snapshot version {document.get('version')!r} is not {VERSION}")
-        try:
-            return _parse(document)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"damaged kvtrie snapshot: {error!r}") from None
+            found = _shown(document.get("version"))
+            raise InputError(
+                f"snapshot version {found} is not {VERSION}: read it with the kvtrie that wrote it"
+            )
+        return _parse(document)
+
+
+_VIEWS: dict[str, type[Any]] = {
+    "tiers": TierView,
+    "namespaces": NamespaceView,
+    "nodes": NodeView,
+    "tombstones": TombstoneView,
+}
 
 
 def _parse(document: Mapping[str, Any]) -> Snapshot:
-    return Snapshot(
-        source=document["source"],
-        taken_at=document["taken_at"],
-        chunk_tokens=document["chunk_tokens"],
-        tiers=[TierView(**tier) for tier in document["tiers"]],
-        namespaces=[
-            NamespaceView(n["digest"], namespace_fields(n["fields"])) for n in document["namespaces"]
-        ],
-        nodes=[
-            NodeView(**{**node, "pin": None if node["pin"] is None else PinView(**node["pin"])})
-            for node in document["nodes"]
-        ],
-        tombstones=[TombstoneView(**stone) for stone in document["tombstones"]],
-        counters=dict(document["counters"]),
+    fields_of_all = _fields_of(
+        Snapshot, {k: v for k, v in document.items() if k not in ("format", "version")}, "it"
     )
+    views = {
+        name: [_view(kind, item, f"{name}[{i}]") for i, item in enumerate(_list(fields_of_all[name], name))]
+        for name, kind in _VIEWS.items()
+    }
+    counters = fields_of_all["counters"]
+    if not isinstance(counters, Mapping):
+        raise _damaged("counters", f"is {_shown(counters)}, and no object")
+    return Snapshot(**{**fields_of_all, **views, "counters": dict(counters)})
+
+
+def _view(kind: type[Any], item: object, where: str) -> Any:
+    found = _fields_of(kind, item, where)
+    if kind is NodeView and found["pin"] is not None:
+        found["pin"] = PinView(**_fields_of(PinView, found["pin"], f"{where}.pin"))
+    if kind is NamespaceView:
+        if not isinstance(found["fields"], Mapping):
+            raise _damaged(f"{where}.fields", f"is {_shown(found['fields'])}, and no object")
+        try:
+            found["fields"] = namespace_fields(found["fields"])
+        except InputError as error:
+            raise _damaged(where, f"is not usable: {error}") from None
+    return kind(**found)
+
+
+def _fields_of(kind: type[Any], item: object, where: str) -> dict[str, Any]:
+    """The fields of a view; all of them, and no others."""
+    if not isinstance(item, Mapping):
+        raise _damaged(where, f"is {_shown(item)}, and no object")
+    wanted = [f.name for f in fields(kind)]
+    for name in wanted:
+        if name not in item:
+            raise _damaged(where, f"lacks {name}")
+    for name in item:
+        if name not in wanted:
+            raise _damaged(where, f"has a field {_shown(name)}, which no snapshot of version {VERSION} has")
+    return dict(item)
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list):
+        raise _damaged(where, f"is {_shown(value)}, and no list")
+    return value
+
+
+def _damaged(where: str, problem: str) -> InputError:
+    return InputError(f"damaged kvtrie snapshot: {where} {problem}; {REMEDY}")
+
+
+def _shown(value: object) -> str:
+    # From outside: on one line, without control characters.
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,4 +1,4 @@
-"""The contract of a store: the one interface between the engine and stored records."""
+"""The contract of a store: bytes by key. The engine uses one as a lower tier (`api/tiers/store_tier.py`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Store(Protocol):
 
     Every method may raise:
         StoreUnavailable: unreachable, past its deadline, or closed. A miss is never reported this way.
-        InputError: a key is not 1 to 64 bytes.
+        InputError: a key is not 1 to 64 bytes. `check_keys` raises it, before anything is stored.
+
+    `kvtrie.testing.StoreContract` checks an implementation, rule by rule.
     """
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -33,13 +35,13 @@ class Store(Protocol):
         """
 
     def delete_many(self, keys: Sequence[bytes]) -> int:
-        """Forgets `keys`; how many of them there were."""
+        """Deletes `keys`; returns how many of them were stored."""
 
     def scan(self) -> Iterator[bytes]:
         """Every key, in no order. A key written or deleted meanwhile may be missing, or repeated."""
 
     def close(self) -> None:
-        """Gives back connections and memory. May be called twice."""
+        """Ends connections and frees memory. May be called twice."""
 
 
 def check_keys(keys: Iterable[bytes]) -> None:

@@ -11,7 +11,7 @@ from kvtrie.store.per_process import PerProcess
 
 
 class MemoryStore:
-    """A dict of records behind a lock. It never forgets by itself: when it is full, it says so.
+    """A dict of records behind a lock. It evicts nothing: when it is full, `put_many` raises StoreFull.
 
     Args:
         capacity_bytes: keys and values together never exceed this; None is no limit.

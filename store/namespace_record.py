@@ -1,6 +1,6 @@
-"""The namespace record: what a namespace's digest stands for, so that a store can be read on its own.
+"""The namespace record: the fields behind a namespace's digest, so that a store can be read on its own.
 
-It lies under the first 16 bytes of the namespace digest, at depth 0, and its payload is the namespace's
+It is stored under the first 16 bytes of the namespace digest, at depth 0, and its payload is the namespace's
 canonical JSON without the salt. Without it the chunks of a namespace are usable but nameless.
 """
 
@@ -18,7 +18,7 @@ from kvtrie.store.record import Record, encode_record
 def encode_namespace_record(
     namespace: Namespace, *, created_at_seconds: int, store_key: bytes | None = None
 ) -> bytes:
-    """The record that says what `namespace.digest` is; store it under the digest's first 16 bytes.
+    """The record with the fields of `namespace`; store it under the digest's first 16 bytes.
 
     Raises:
         RecordError: the creation time does not fit 64 bits.

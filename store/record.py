@@ -4,7 +4,7 @@
 
 `docs/records.md` has the header byte for byte. A record carries all that a reader must compare before
 it believes the payload: namespace, keys, a cryptographic digest of the whole path, the tokens, shape,
-dtype and codec. `decode_record` says the bytes are intact; `expect_record` says they are the right ones.
+dtype and codec. `decode_record` checks that the bytes are intact, `expect_record` that they are the right ones.
 """
 
 from __future__ import annotations

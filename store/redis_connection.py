@@ -43,7 +43,7 @@ class _Deadlined:
     """Mixed into redis-py's connections: `_connect` is where they leave it to subclasses to open a socket."""
 
     deadline: Deadline
-    """Of the call that has the connection now."""
+    """Deadline of the call that has the connection now."""
 
     def _connect(self) -> DeadlineSocket:
         connect = super()._connect  # type: ignore[misc]
@@ -118,7 +118,7 @@ class RedisAddress:
         try:
             settings: dict[str, Any] = _parse_url(redis_py_url(url))
             self._class: Any = _CLASSES[settings.pop("connection_class", Connection)]
-            # redis-py before 6 does not compare the certificate with the host unless told to.
+            # redis-py before 6 does not compare the certificate with the host by default.
             if self._class is _Tls and "ssl_cert_reqs" not in settings:
                 settings.setdefault("ssl_check_hostname", True)
             self._settings = settings
@@ -196,7 +196,7 @@ class RedisConnection:
         return values
 
     def set(self, items: Sequence[tuple[bytes, bytes]]) -> str | None:
-        """Stores `items`; what Redis said where it had no room for one of them, else None."""
+        """Stores `items`. Returns the error that Redis replied if it had no room for one of them, else None."""
         refusal = None
         start = 0
         while start < len(items):

@@ -36,6 +36,7 @@ def redis_py_url(url: str) -> str:
     Raises:
         InputError: malformed, with the accepted forms.
     """
+    # 1. Its parts.
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -45,6 +46,7 @@ def redis_py_url(url: str) -> str:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.fragment:
         raise _malformed(url, "has a `#`; write it as %23 in a password")
+    # 2. What each scheme must name.
     if parts.scheme in ("redis", "rediss"):
         if not parts.hostname:
             raise _malformed(url, "names no host")
@@ -59,6 +61,7 @@ def redis_py_url(url: str) -> str:
             raise _malformed(url, "names no socket")
     else:
         raise _malformed(url, f"has scheme {parts.scheme!r}")
+    # 3. Options: a database, and those of TLS.
     for name, value in options.items():
         if name == "db":
             if not re.fullmatch("[0-9]+", value, re.ASCII):

@@ -90,8 +90,8 @@ class WriteBehind:
     def offer(self, key: bytes, make: Callable[[], bytes] | bytes, *, size_bytes: int | None = None) -> bool:
         """Queues a record without waiting; False where it was dropped instead.
 
-        `make` is the record, or makes it, once, in the writing thread; then `size_bytes` says what it and
-        whatever it keeps alive amount to. A key that is queued already is not queued again.
+        `make` is the record, or makes it, once, in the writing thread; then `size_bytes` is the size of the
+        record and of all that `make` keeps alive. A key that is queued already is not queued again.
 
         Raises:
             InputError: a bad key, or a `make` to call without its size.
@@ -108,7 +108,7 @@ class WriteBehind:
     def flush(self, timeout_seconds: float) -> bool:
         """Waits until nothing is queued; False where that took longer.
 
-        What was queued is then written or dropped: `stats` tells which.
+        What was queued is then written or dropped: `stats` counts both.
         """
         return self._queues.get().flush(timeout_seconds)
 

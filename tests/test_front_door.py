@@ -23,8 +23,15 @@ import kvtrie
 assert not {"torch", "transformers", "kvtrie.api"} & set(sys.modules), "import kvtrie must load nothing"
 from kvtrie import PrefixCachedModel
 import kvtrie.prefix_tree, kvtrie.store, kvtrie.chunk_kernels
+from kvtrie.testing import EvictionPolicyContract, LowerTierContract, StoreContract
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel as same
 assert PrefixCachedModel is same
+try:
+    import kvtrie.prefix_tree.claims
+except ModuleNotFoundError as error:
+    assert "kvtrie.prefix_tree.node" in str(error)
+else:
+    raise AssertionError("a former name was imported")
 print(sys.modules["kvtrie.api"].__file__)
 """
 

@@ -16,20 +16,23 @@ else:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("prefix_tree", "chunk_kernels", "store", "api")
+MAPPED = {
+    "kvtrie": "kvtrie",
+    **{f"kvtrie.{folder}": folder for folder in FOLDERS},
+    "kvtrie.testing": "api/testing",
+}
+"""Packages whose folders are not named like them, by their names."""
 
 
 def found_packages() -> list[str]:
     """The front door, which is `kvtrie` itself, and the packages of the mapped folders."""
-    return sorted(
-        [
-            "kvtrie",
-            *(
-                ".".join(("kvtrie", *init.parent.relative_to(REPOSITORY).parts))
-                for folder in FOLDERS
-                for init in (REPOSITORY / folder).rglob("__init__.py")
-            ),
-        ]
-    )
+    package_of = {folder: package for package, folder in MAPPED.items()}
+    found = ["kvtrie"]
+    for folder in FOLDERS:
+        for init in (REPOSITORY / folder).rglob("__init__.py"):
+            path = init.parent.relative_to(REPOSITORY)
+            found.append(package_of.get(str(path)) or ".".join(("kvtrie", *path.parts)))
+    return sorted(found)
 
 
 def setuptools_table() -> dict:
@@ -56,10 +59,15 @@ def test_every_folder_of_modules_is_a_package() -> None:
 
 
 def test_every_top_folder_is_mapped_and_typed() -> None:
-    folders = {f"kvtrie.{folder}": folder for folder in FOLDERS}
-    assert setuptools_table()["package-dir"] == {"kvtrie": "kvtrie", **folders}
+    assert setuptools_table()["package-dir"] == MAPPED
     for folder in ("kvtrie", *FOLDERS):
         assert (REPOSITORY / folder / "py.typed").exists(), folder
+
+
+def test_mypy_and_import_linter_see_every_mapped_folder() -> None:
+    for package, folder in MAPPED.items():
+        link = REPOSITORY.joinpath(".ci", "typing", *package.split("."))
+        assert package == "kvtrie" or link.resolve() == REPOSITORY / folder
 
 
 def test_the_front_door_holds_one_module() -> None:
@@ -93,6 +101,12 @@ def test_the_structure_needs_no_torch() -> None:
     )
     assert "kvtrie" in loaded
     assert not loaded & {"torch", "transformers", "triton"}
+
+
+def test_the_contract_suites_need_no_test_runner() -> None:
+    loaded = loaded_by("import kvtrie.testing")
+    assert "kvtrie" in loaded
+    assert not loaded & {"pytest", "hypothesis", "torch", "transformers", "httpx", "redis"}
 
 
 def test_no_folder_is_importable_at_top_level() -> None:

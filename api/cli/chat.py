@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.byte_size import SIZE_HELP, parse_bytes
 from kvtrie.api.cli.console import safe_lines, write, write_part
 from kvtrie.api.smollm2 import SMOLLM2
 from kvtrie.prefix_tree.errors import InputError, KvtrieError
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from kvtrie.api.huggingface.chat_session import ChatSession
 
 HELP = "chat with a model, and see under each answer what came from the cache"
+EXAMPLES = (
+    "kvtrie chat",
+    "kvtrie chat --model ./my-model --system prompt.txt --memory 2G",
+    "kvtrie chat --verify --dump chat.json",
+)
 DEFAULT_SYSTEM = "brackenloft.md"
 """Of the demo's system prompts: a shop's returns desk, about 1,700 tokens."""
 _SIGN = "> "
@@ -40,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the system prompt; default: one of the demo's; empty: none",
     )
-    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV pool (default %(default)s)")
+    parser.add_argument(
+        "--memory", default="1GiB", metavar="SIZE", help=f"KV pool: {SIZE_HELP} (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=int,

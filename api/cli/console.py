@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+import textwrap
+import unicodedata
 from collections.abc import Sequence
 
+_BETWEEN_FACTS = re.compile(r"(?<=\S)  (?=\S)")
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -38,6 +43,48 @@ def quoted(text: str) -> str:
 def shortened(text: str, width: int) -> str:
     """At most `width` characters of `text`, with an ellipsis where some are missing."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is, or `COLUMNS`; None if it is a file or a pipe."""
+    try:
+        is_terminal = sys.stdout.isatty()
+    # Closed.
+    except ValueError:
+        return None
+    return shutil.get_terminal_size().columns if is_terminal else None
+
+
+def fitted(line: str, columns: int) -> str:
+    """At most `columns` cells of a line, with an ellipsis where some are missing."""
+    if len(line) * 2 <= columns or sum(map(_cells, line)) <= columns:
+        return line
+    ellipsis = "…" if speaks_unicode() else "..."
+    room = columns - len(ellipsis)
+    kept = 0
+    for char in line:
+        room -= _cells(char)
+        if room < 0:
+            break
+        kept += 1
+    return (line[:kept] + ellipsis)[:columns]
+
+
+def wrapped(line: str, columns: int, indent: int) -> str:
+    """A line as several of at most `columns` characters, the later ones indented.
+
+    It is cut between facts, which two spaces part, and within one between words only if it is too long by itself.
+    """
+    if len(line) <= columns:
+        return line
+    lines = [""]
+    for fact in _BETWEEN_FACTS.split(line):
+        longer = f"{lines[-1]}  {fact}" if lines[-1] else fact
+        if lines[-1] and len(longer) > columns:
+            lines.append(" " * indent + fact)
+        else:
+            lines[-1] = longer
+    return "\n".join(part for long in lines for part in _words_wrapped(long, columns, indent))
 
 
 def name_text(name: str, width: int = 60) -> str:
@@ -80,6 +127,23 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
     )
+
+
+def _words_wrapped(line: str, columns: int, indent: int) -> list[str]:
+    return textwrap.wrap(
+        line,
+        max(columns, indent + 20),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _cells(char: str) -> int:
+    """Columns that a terminal needs for a character."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
 def _hex(char: str) -> str:

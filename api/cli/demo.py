@@ -9,13 +9,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvtrie.api.cli.console import quoted, shortened, table, write
+from kvtrie.api.byte_size import SIZE_HELP
+from kvtrie.api.cli.console import quoted, shortened, table, terminal_width, write
 from kvtrie.api.cli.quantities import shown_bytes
 
 if TYPE_CHECKING:
     from kvtrie.api.demo.run import DemoResult
 
 HELP = "run several tenants' chat requests with the cache and without, compare, and show the tree"
+EXAMPLES = (
+    "kvtrie demo",
+    "kvtrie demo --model DIR --max-new-tokens 16 --memory 2G",
+    "kvtrie demo --snapshot tree.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a directory, .gguf file, hub id or smollm2; default: a small random Llama made on the spot",
     )
     parser.add_argument("--store", metavar="URL", help="lower tier: redis://..., http://... or unix:///...")
-    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV pool (default %(default)s)")
-    parser.add_argument("--chunk-tokens", type=int, default=64, metavar="N", help="default %(default)s")
-    parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--memory", default="1GiB", metavar="SIZE", help=f"KV pool: {SIZE_HELP} (default: %(default)s)"
+    )
+    parser.add_argument("--chunk-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--snapshot", type=Path, metavar="FILE", help="also write the tree, for kvtrie dump")
-    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if args.model is not None and any(request.answer for request in result.requests):
             write(_answers(result))
             write("")
-        write(tree_text(snapshot, snapshot, tokenizer=demo.tokenizer))
+        write(tree_text(snapshot, snapshot, tokenizer=demo.tokenizer, columns=terminal_width()))
     return 0 if result.identical else 1
 
 
@@ -104,7 +112,7 @@ def _report(result: DemoResult) -> str:
             table(rows),
             "",
             "TTFT: median time to first token of each tenant's requests after its first",
-            f"tokens: {cached} of {prompt} prompt tokens served from the cache ({cached / prompt:.0%})",
+            f"tokens: {cached:,} of {prompt:,} prompt tokens served from the cache ({cached / prompt:.0%})",
             f"memory: {shown_bytes(result.kv_bytes)} of KV, {shown_bytes(result.unshared_kv_bytes)} unshared "
             f"({result.unshared_kv_bytes / max(1, result.kv_bytes):.1f}x)",
         ]

@@ -15,6 +15,10 @@ from kvtrie.prefix_tree.errors import StoreError
 from kvtrie.store import open_store
 
 HELP = "check what this machine can run, and say how to get what is missing"
+EXAMPLES = (
+    "kvtrie doctor",
+    "kvtrie doctor --store redis://127.0.0.1:6379/0 --url http://127.0.0.1:7070",
+)
 FORMAT = "kvtrie-doctor"
 VERSION = 1
 
@@ -24,7 +28,7 @@ _NO_RECORD = b"kvtrie doctor"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `doctor`."""
     add_server_arguments(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 
-from kvtrie.api.cli.snapshot_source import read_input
+from kvtrie.api.cli.snapshot_source import named, read_input
 from kvtrie.prefix_tree.errors import InputError
 from kvtrie.prefix_tree.namespace import Namespace, namespace_fields
+from kvtrie.prefix_tree.read_json import read_json
 
 FieldValue = str | int
+_REMEDY = "take one namespace's `fields` from kvtrie dump --format json"
 _FIELDS = tuple(f.name for f in fields(Namespace))
 
 
@@ -35,17 +36,19 @@ def read_expected(namespace_json: str | None, pairs: Sequence[str]) -> dict[str,
 
 
 def _document(name: str) -> dict[str, FieldValue]:
+    text = read_input(name)
     try:
-        document = json.loads(read_input(name))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name!a} is not JSON") from None
+        document = read_json(text)
+    except InputError as error:
+        raise InputError(f"--namespace-json {named(name)} {error}; {_REMEDY}") from None
     if not isinstance(document, dict):
-        raise InputError(f"{name!a} is not a namespace document: no JSON object")
-    found = namespace_fields(document)
+        raise InputError(f"--namespace-json {named(name)} is no JSON object; {_REMEDY}")
+    try:
+        found = namespace_fields(document)
+    except InputError as error:
+        raise InputError(f"--namespace-json {named(name)}: {error}; {_REMEDY}") from None
     if int(found["chunk_tokens"]) < 1:
-        raise InputError(f"{name!a}: chunk_tokens must be at least 1")
+        raise InputError(f"--namespace-json {named(name)}: chunk_tokens must be at least 1")
     return found
 
 

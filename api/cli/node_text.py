@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from kvtrie.api.cli.console import escaped, name_text, quoted, shortened
 from kvtrie.api.cli.quantities import shown_bytes, shown_count, shown_seconds, shown_time
 from kvtrie.api.cli.tree_runs import Segment
@@ -11,6 +13,7 @@ from kvtrie.prefix_tree.snapshot import NamespaceView, PinView, Snapshot
 PREVIEW_TOKENS = 32
 """Tokens decoded for a preview."""
 PREVIEW_IDS = 6
+PREVIEW_CHARACTERS = 48
 
 
 def span_text(snapshot: Snapshot, segment: Segment) -> str:
@@ -21,7 +24,7 @@ def span_text(snapshot: Snapshot, segment: Segment) -> str:
     return f"{chunks} [{(first.depth - 1) * chunk_tokens}:{last.depth * chunk_tokens})"
 
 
-def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48) -> str:
+def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = PREVIEW_CHARACTERS) -> str:
     """The beginning of `tokens`, as quoted text or as ids."""
     if tokenizer is None:
         shown = ", ".join(map(str, tokens[:PREVIEW_IDS]))
@@ -33,7 +36,7 @@ def tokens_text(tokens: list[int], tokenizer: Tokenizer | None, width: int = 48)
 
 
 def segment_text(
-    segment: Segment, tokenizer: Tokenizer | None, shared_tokens: int = 0, width: int = 48
+    segment: Segment, tokenizer: Tokenizer | None, shared_tokens: int = 0, width: int = PREVIEW_CHARACTERS
 ) -> str:
     """The beginning of a segment's tokens; `shared_tokens` that a neighbour begins with too are left out."""
     tokens: list[int] = []
@@ -78,10 +81,27 @@ def pin_text(pin: PinView, now: float) -> str:
     return f"pinned{name} until {shown_time(pin.expires_at)} ({state})"
 
 
-def namespace_facts(namespace: NamespaceView) -> list[str]:
-    """The fields that are set, digests shortened."""
+def common_fields(namespaces: Sequence[NamespaceView]) -> set[str]:
+    """Names of the fields, but the scope, in which all namespaces are alike; none if there are fewer than two."""
+    if len(namespaces) < 2:
+        return set()
+    first = namespaces[0].fields
+    return {
+        name
+        for name in first
+        if name != "scope" and all(other.fields[name] == first[name] for other in namespaces)
+    }
+
+
+def namespace_facts(namespace: NamespaceView, told: Collection[str] = ()) -> list[str]:
+    """The digest and the fields that are set, digests shortened; without the fields `told`."""
+    return [f"namespace {namespace.digest[:12]}", *field_facts(namespace, set(namespace.fields) - set(told))]
+
+
+def field_facts(namespace: NamespaceView, names: Collection[str]) -> list[str]:
+    """Those of the fields `names` that are set, digests shortened."""
     fields = namespace.fields
-    found = [f"namespace {namespace.digest[:12]}"]
+    found = []
     for name, label in (
         ("model_config", "config"),
         ("weights", "weights"),
@@ -91,11 +111,13 @@ def namespace_facts(namespace: NamespaceView) -> list[str]:
         ("layout", "layout"),
     ):
         value = str(fields[name])
-        if value:
+        if value and name in names:
             is_digest = name in ("model_config", "weights", "adapter")
             found.append(f"{label} {shortened(escaped(value), 12 if is_digest else 60)}")
-    if fields["salt"]:
+    if fields["salt"] and "salt" in names:
         found.append("salted")
-    found.append(f"{fields['chunk_tokens']} tokens per chunk")
-    found.append(shortened(escaped(str(fields["fidelity"])), 60))
+    if "chunk_tokens" in names:
+        found.append(f"{fields['chunk_tokens']} tokens per chunk")
+    if "fidelity" in names:
+        found.append(shortened(escaped(str(fields["fidelity"])), 60))
     return found

@@ -42,6 +42,7 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
         InputError: none or several, text without a tokenizer, or what is no list of token ids.
         ImportError: the tokenizer's package is not installed.
     """
+    # 1. Exactly one prompt, and a tokenizer where it needs one.
     given = [name for name in ("text", "text_file", "tokens") if getattr(args, name) is not None]
     if len(given) != 1:
         raise InputError("give the prompt as exactly one of --text, --text-file and --tokens")
@@ -49,6 +50,7 @@ def read_prompt(args: argparse.Namespace) -> Prompt:
         raise InputError("standard input cannot be both the snapshot and the prompt")
     if args.tokenizer is None and args.tokens is None:
         raise InputError("text needs --tokenizer NAME, the tokenizer of the model; or pass --tokens")
+    # 2. Its tokens; of a text also those with, or without, special tokens: for a hint.
     tokenizer = None if args.tokenizer is None else open_tokenizer(args.tokenizer)
     if args.tokens is not None:
         tokens, otherwise = _parse_tokens(args.tokens), None

@@ -24,6 +24,19 @@ def shown_seconds(seconds: float) -> str:
     return f"{seconds / length:.0f} {unit}"
 
 
+def shown_duration(seconds: float) -> str:
+    """`35 ms`, `1.2 s`, `90 s`, `5 min`: two digits below ten seconds."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.2g} ms" if seconds < 0.0995 else f"{seconds * 1e3:.0f} ms"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 9.95
+        else f"{seconds:.0f} s"
+        if seconds < 120
+        else shown_seconds(seconds)
+    )
+
+
 def shown_time(unix_seconds: float) -> str:
     """`2026-01-31 12:00:00 UTC`."""
     try:
@@ -34,5 +47,5 @@ def shown_time(unix_seconds: float) -> str:
 
 
 def shown_count(count: int, noun: str) -> str:
-    """`1 chunk`, `2 chunks`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """`1 chunk`, `2 chunks`, `1,024 chunks`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

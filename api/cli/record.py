@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from kvtrie.api.byte_size import parse_bytes
+from kvtrie.api.byte_size import SIZE_HELP, parse_bytes
 from kvtrie.api.cli.child_server import run_server
 from kvtrie.api.cli.console import escaped, write
 from kvtrie.api.cli.simulation_text import trace_text
@@ -19,6 +19,11 @@ from kvtrie.api.traffic.recorder import SMALLEST_BYTES
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "record a server's requests, anonymised, for kvtrie trace simulate; or show what a trace holds"
+EXAMPLES = (
+    "kvtrie trace record traffic.jsonl -- python serve.py",
+    "kvtrie trace record --bytes 1G traffic-%p.jsonl -- python serve.py --port 8000",
+    "kvtrie trace record --info traffic.jsonl",
+)
 FORMAT = "kvtrie-trace-info"
 VERSION = 1
 
@@ -29,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the trace; %%p in it becomes the process id")
     parser.add_argument("program", nargs="*", metavar="COMMAND", help="run with KVTRIE_TRACE=FILE")
     parser.add_argument("--info", action="store_true", help="say what FILE holds, of any form simulate reads")
-    parser.add_argument("--bytes", metavar="SIZE", help="most that is kept, in two halves (default: 256MiB)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="of --info")
+    parser.add_argument(
+        "--bytes", metavar="SIZE", help=f"most that is kept, in two halves: {SIZE_HELP} (default: 256MiB)"
+    )
+    parser.add_argument(
+        "--format", choices=("table", "json"), default="table", help="of --info (default: %(default)s)"
+    )
     parser.epilog = (
         "Written are salted block ids, times, pseudonyms and token counts; never text or tokens. Any kvtrie "
         "engine or sidecar does the same when KVTRIE_TRACE=FILE is in its environment."

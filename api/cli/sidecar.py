@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kvtrie.api.byte_size import SIZE_HELP
+from kvtrie.prefix_tree.policies.named import POLICIES
+
 HELP = "run a cache process for the model servers of this host"
+EXAMPLES = (
+    "kvtrie sidecar",
+    "kvtrie sidecar --listen unix:///run/kvtrie.sock --memory 4G --store redis://127.0.0.1:6379/0",
+    "kvtrie sidecar --memory 8G --policy learned --tenants tenants.toml",
+)
 DEFAULT_LISTEN = "http://127.0.0.1:7070"
 SMALLEST_MEMORY_BYTES = 1 << 20
 """About one record of a small model: with less, a sidecar would start and reject everything."""
@@ -19,12 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help=f"http://host:port or unix:///path[?mode=660]; may be repeated (default: {DEFAULT_LISTEN})",
     )
-    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="of this host (default: 1GiB)")
+    parser.add_argument(
+        "--memory",
+        default="1GiB",
+        metavar="SIZE",
+        help=f"for cached records: {SIZE_HELP} (default: %(default)s)",
+    )
     parser.add_argument(
         "--chunk-tokens", type=int, default=64, metavar="N", help="as the engines have it (default: 64)"
     )
     parser.add_argument(
-        "--policy", default="lru", metavar="NAME", help="who is evicted, e.g. lru, lfu, s3fifo (default: lru)"
+        "--policy",
+        default="lru",
+        metavar="NAME",
+        help=f"eviction policy: {', '.join(POLICIES)} (default: lru)",
     )
     parser.add_argument(
         "--store", metavar="URL", help="store behind the memory, e.g. redis://127.0.0.1:6379/0"

@@ -27,6 +27,11 @@ from kvtrie.api.trace.trace import Trace
 from kvtrie.prefix_tree.errors import InputError
 
 HELP = "replay traces of real traffic: what would the hit ratio be with other memory, or another policy?"
+EXAMPLES = (
+    "kvtrie trace simulate traffic.jsonl",
+    "kvtrie trace simulate traffic.jsonl --capacity 5%,8G --model-config config.json",
+    "kvtrie trace simulate traffic.jsonl --policy lru,learned,opt --per-tenant --plot cache.svg",
+)
 FORMAT = "kvtrie-simulation"
 VERSION = 1
 
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity",
         default="1%,5%,10%,25%,50%",
         metavar="LIST",
-        help="of a trace's unique blocks (5%%), of KV (4GiB, needs --model-config), or 5000blocks; "
+        help="of a trace's unique blocks (5%%), of KV (4G, needs --model-config), or 5000blocks; "
         "separated by commas (default: %(default)s)".replace("1%", "1%%"),
     )
     parser.add_argument(
@@ -49,11 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model-config", type=Path, metavar="FILE", help="config.json of the model served")
     parser.add_argument("--per-tenant", action="store_true", help="a row for each tenant too")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a .png or .svg (matplotlib)")
     prompts = parser.add_argument_group("CSV with a prompt column")
     prompts.add_argument(
-        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N", help="default %(default)s"
+        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N", help="default: %(default)s"
     )
     prompts.add_argument(
         "--tokenizer", metavar="NAME", help=f"{TOKENIZER_HELP} (default: four bytes of text are a token)"
@@ -61,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays, and prints what came of it."""
+    """Replays the traces, and prints the results."""
+    # 1. What can be wrong is found before anything is replayed.
     capacities = parse_capacities(args.capacity)
     policies = _policies(args.policy)
     token_bytes = None if args.model_config is None else kv_bytes_per_token(args.model_config)
@@ -71,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
     traces = _named_apart([open_trace(path, args.block_tokens, encode) for path in args.traces])
     block_bytes = [None if token_bytes is None else token_bytes * trace.block_tokens for trace in traces]
     for trace, size_bytes in zip(traces, block_bytes):
-        # A capacity that means nothing is said at once, and not after a minute.
+        # A capacity that this trace or model has no meaning for.
         for capacity in capacities:
             capacity.in_blocks(trace.unique_blocks, size_bytes)
+    # 2. Each trace, under each policy and capacity.
     replays = len(policies) * len(capacities)
     with _progress(sum(map(len, traces)) * replays) as advance:
         simulation = joined(
@@ -89,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
                 for trace in traces
             ]
         )
+    # 3. The results.
     if args.plot is not None:
         plot_simulation(simulation, args.plot)
     if args.format == "json":

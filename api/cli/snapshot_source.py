@@ -27,7 +27,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def add_server_arguments(parser: argparse._ActionsContainer) -> None:
     """`--url` with its key, and `--store`."""
     parser.add_argument("--url", help="a running sidecar: http://HOST:PORT or unix:///PATH")
-    parser.add_argument("--api-key", help="key for --url (default: KVTRIE_API_KEY)")
+    parser.add_argument("--api-key", metavar="KEY", help="key for --url (default: KVTRIE_API_KEY)")
     parser.add_argument(
         "--store", metavar="URL", help="records in a store: redis://HOST:PORT/DB, ..., or memory"
     )
@@ -46,7 +46,7 @@ def read_snapshot(args: argparse.Namespace) -> Snapshot:
         return _from_sidecar(args.url, api_key(args))
     if args.store is not None:
         return _from_store(args.store)
-    return parse_snapshot(read_input(args.file))
+    return _parsed(read_input(args.file), named(args.file))
 
 
 def read_input(name: str) -> bytes:
@@ -75,6 +75,18 @@ def store_url(text: str) -> str:
     return "memory://" if text == "memory" else text
 
 
+def named(file: str) -> str:
+    """How errors name a file that a user gave."""
+    return "standard input" if file == "-" else ascii(file)[1:-1]
+
+
+def _parsed(text: bytes, source: str) -> Snapshot:
+    try:
+        return parse_snapshot(text)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
 def _from_sidecar(url: str, key: str | None) -> Snapshot:
     reply = http_get(url, "/v1/tree", api_key=key, deadline_seconds=TIMEOUT_SECONDS)
     if reply.status in (401, 403):
@@ -82,7 +94,7 @@ def _from_sidecar(url: str, key: str | None) -> Snapshot:
         raise AccessDenied(f"the sidecar at {url} refused {refused}")
     if reply.status != 200:
         raise StoreUnavailable(f"{url} answered HTTP {reply.status} to GET /v1/tree: is it a kvtrie sidecar?")
-    return parse_snapshot(reply.body)
+    return _parsed(reply.body, url)
 
 
 def _from_store(text: str) -> Snapshot:

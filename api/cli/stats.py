@@ -14,6 +14,11 @@ from kvtrie.api.inspection.snapshot_stats import SnapshotStats, snapshot_stats
 from kvtrie.api.traffic.what_if import from_counters, without_what_if
 
 HELP = "count what a tree holds: tiers, scopes, sharing, hits, evictions"
+EXAMPLES = (
+    "kvtrie stats tree.json",
+    "kvtrie stats --url unix:///run/kvtrie.sock --what-if",
+    "kvtrie stats --store redis://127.0.0.1:6379/0 --format json",
+)
 FORMAT = "kvtrie-stats"
 VERSION = 1
 
@@ -24,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what-if", action="store_true", help="what each scope's hit ratio would be with other memory"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _summary(stats: SnapshotStats) -> str:
     ratio = f" ({stats.path_tokens / stats.unique_tokens:.2f}x shared)" if stats.unique_tokens else ""
     states = [
-        f"{count} {what}"
+        f"{count:,} {what}"
         for count, what in (
             (stats.pending_nodes, "pending"),
             (stats.leased_nodes, "leased"),
@@ -56,13 +61,16 @@ def _summary(stats: SnapshotStats) -> str:
     return table(
         [
             ("source", f"{name_text(stats.source)}, {shown_time(stats.taken_at)}"),
-            ("namespaces", f"{stats.namespaces} in {shown_count(len(stats.scopes), 'scope')}"),
-            ("chunks", ", ".join([str(stats.nodes), *states])),
-            ("paths", str(stats.paths)),
-            ("deepest path", f"{shown_count(stats.deepest_chunks, 'chunk')}, {stats.deepest_tokens} tokens"),
-            ("tokens stored", f"{stats.unique_tokens}; the paths add up to {stats.path_tokens}{ratio}"),
-            ("hits", str(stats.hits)),
-            ("tombstones", f"{stats.tombstones}, {shown_bytes(stats.tombstone_bytes)}"),
+            ("namespaces", f"{stats.namespaces:,} in {shown_count(len(stats.scopes), 'scope')}"),
+            ("chunks", ", ".join([f"{stats.nodes:,}", *states])),
+            ("paths", f"{stats.paths:,}"),
+            (
+                "deepest path",
+                f"{shown_count(stats.deepest_chunks, 'chunk')}, {stats.deepest_tokens:,} tokens",
+            ),
+            ("tokens stored", f"{stats.unique_tokens:,}; the paths add up to {stats.path_tokens:,}{ratio}"),
+            ("hits", f"{stats.hits:,}"),
+            ("tombstones", f"{stats.tombstones:,}, {shown_bytes(stats.tombstone_bytes)}"),
         ]
     )
 
@@ -76,7 +84,7 @@ def _tiers(stats: SnapshotStats) -> str:
             for size in (tier.capacity_bytes, tier.free_bytes)
         )
         used, pending = shown_bytes(tier.used_bytes), shown_bytes(tier.pending_bytes)
-        rows.append((name_text(tier.name), "all", capacity, used, pending, free, str(tier.chunks)))
+        rows.append((name_text(tier.name), "all", capacity, used, pending, free, f"{tier.chunks:,}"))
         for scope, booked in sorted(tier.scopes.items()):
             used, pending = (shown_bytes(booked.get(name, 0)) for name in ("used_bytes", "pending_bytes"))
             rows.append(("", name_text(scope), "", used, pending, "", ""))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kvtrie.api.demo.requests import ChatRequest
+from kvtrie.api.hub_names import is_held_here_alone
 from kvtrie.api.huggingface.chat_prompt import first_prompt
 from kvtrie.api.huggingface.load_model import LoadedModel, load_model
 from kvtrie.api.smollm2 import is_smollm2
@@ -45,7 +46,7 @@ class DemoModel:
 
 
 def random_llama() -> DemoModel:
-    """Made on the spot, the same every time: the text is noise, the work is that of a real model."""
+    """A random model, the same every time: its text is noise, its work is that of a real model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -90,11 +91,14 @@ def demo_model(name: str) -> DemoModel:
 
 
 def _of_hub(name: str) -> LoadedModel:
+    # Before transformers is imported, which takes seconds.
+    here_alone = is_held_here_alone(name, "model")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": here_alone}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype="auto").eval()
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", **options).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load model {name!r}: {str(error).splitlines()[0]}") from None
     return LoadedModel(model, tokenizer, f"{name}: {type(model).__name__}")

@@ -1,4 +1,4 @@
-"""What the demo asks: system prompts by tenant and users' messages, shipped or from a file."""
+"""Requests of the demo: system prompts by tenant and users' messages, shipped or from a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.read_json import read_json
 
 PROMPTS = Path(__file__).parent / "prompts"
 """`<tenant>.md` and `requests.jsonl`; in the repository a link to `examples/prompts`."""
+
+_FORM = 'must be an object with the texts "tenant", "system" and "user"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,13 @@ def read_requests(path: Path) -> list[ChatRequest]:
         if not line.strip():
             continue
         try:
-            said = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}") from None
+            said = read_json(line)
+        except InputError as error:
+            raise InputError(f"{path} line {number} {error}; each line {_FORM}") from None
         fields = ("tenant", "system", "user")
         if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in fields):
-            raise InputError(f"{path} line {number} must be an object with the texts tenant, system and user")
+            raise InputError(f"{path} line {number} {_FORM}")
         requests.append(ChatRequest(*(said[name] for name in fields)))
     if not requests:
-        raise InputError(f"{path} holds no requests; each line is an object with tenant, system and user")
+        raise InputError(f"{path} holds no requests; each line {_FORM}")
     return requests

@@ -26,7 +26,9 @@ def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) ->
     request, seen = completion.request, 0
     try:
         text = None if tokenizer is None else TextStream(tokenizer, request.tokens.tolist())
+        # 1. An empty piece, so that the `finally` below is reached however early the iterator is closed.
         yield ""
+        # 2. Step until there are new tokens, and yield them.
         while True:
             while not completion.done and len(completion.tokens) == seen:
                 engine.step()
@@ -38,6 +40,7 @@ def completion_pieces(engine: Engine, completion: Completion, tokenizer: Any) ->
                 yield piece
             if completion.done and seen == len(completion.tokens):
                 break
+        # 3. The request's error, or the end of the text: bytes of a character that was not completed.
         if completion.error is not None:
             raise completion.error
         if text is not None and (rest := text.finish()):

@@ -100,7 +100,7 @@ class DecodeOutput:
 
 
 class _Bucket:
-    """Lanes for steps of up to so many sequences, and their graphs: one with shared work, one without."""
+    """Lanes for steps of up to `lanes.lanes` sequences, and their graphs: one with shared work, one without."""
 
     def __init__(self, lanes: DecodeLanes) -> None:
         self.lanes = lanes
@@ -136,16 +136,16 @@ class DecodeGraphs:
         self._buckets: dict[int, _Bucket] = {}
         self._latest: _Bucket | None = None
         self._wanted: Counter[tuple[int, bool]] = Counter()
-        """Steps that found no graph of so many lanes, with shared work or without."""
+        """Steps that found no graph, by number of lanes and whether there is shared work."""
         self._kept: list[Tensor] = []
         """Tensors that captured graphs read, kept alive as long as the graphs, whatever the caller does to the
         model."""
         self._made_for: Digests | None = None
         self.refused: str | None = None
-        """Why steps are not captured any more; None while they are captured."""
+        """Reason why no more steps are captured; None while they are."""
 
     def interrupted(self) -> None:
-        """Tells that another step has run: the lanes' tokens and positions are not their sequences' any more."""
+        """Notes that an ordinary step has run: the lanes' tokens and positions are out of date."""
         self._latest = None
 
     def fits(self, model: Digests) -> bool:
@@ -176,8 +176,8 @@ class DecodeGraphs:
         if not lanes.update(sequences):
             self._latest = None
             return None
-        # 2. The graph: with shared work where the plan has any; the other one may be used while it is seldom
-        # wanted.
+        # 2. The graph, for plans with or without shared work. While few steps have wanted the one without, the one
+        # with it runs them, too.
         shares = lanes.has_partials
         if shares not in bucket.replays and True in bucket.replays and self._may_wait(lanes.lanes, False):
             # A graph with both launches runs any plan.
@@ -196,7 +196,7 @@ class DecodeGraphs:
         return DecodeOutput(bucket.picks, bucket.logits[shares], len(sequences))
 
     def chosen(self, tokens: list[int]) -> None:
-        """Tells the tokens of the step just read: the device has put them into its lanes already."""
+        """Notes the tokens of the step just read, which the device has put into its lanes already."""
         if self._latest is not None:
             self._latest.lanes.advanced(tokens)
 

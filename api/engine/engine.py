@@ -5,11 +5,12 @@ tokens as the step's budget allows. Sequences join and leave at any step. The wa
 
     submit -> waiting --admit: match, load, lease, claim--> running --commit, sample--> done
                  ^  \\_ waits while another request computes the same chunks (holds no slots)
-                 └── preempted: memory is short, the youngest gives up its slots and starts over
+                 └── preempted: memory is short, the youngest loses its slots and starts over
 
-Whatever a request raises, from its admission to its last token, ends that request: its completion has the error,
-its slots, lease and claim are given back, and the others go on. So `step`, `run` and `wait` do not raise it. They
-raise what is no request's: an interrupt of the caller's thread, or a broken invariant. No request ends with that.
+An error that a request raises, from its admission to its last token, ends that request: its completion has the
+error, its slots, lease and claim are given back, and other requests continue. So `step`, `run` and `wait` do not
+raise it. They raise what no request is the cause of: an interrupt of the caller's thread, or a broken invariant;
+that ends no request.
 """
 
 from __future__ import annotations
@@ -38,13 +39,23 @@ from kvtrie.prefix_tree.errors import InputError, ModelOutputError, PoolExhauste
 from kvtrie.prefix_tree.keys import TokenArray
 
 _LOOK_SECONDS = 0.02
-"""How often a step looks whether memory that others hold has become free, when nothing else can be done."""
+"""Pause between two looks whether memory held elsewhere has become free, while nothing else can be done."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock."""
+    """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock.
+
+    `PrefixCachedModel.engine` is one; there is seldom a reason to make another.
+
+    Args:
+        memory: pool and tree.
+        facts: the model, and what kvtrie knows of it.
+        identity: digests of the model.
+        config: limits of a step.
+        watch: is told of every request that has ended; default one that follows KVTRIE_TRACE.
+    """
 
     def __init__(
         self,
@@ -57,9 +68,9 @@ class Engine:
         self.memory = memory
         self.config = config or EngineConfig()
         self.lock = threading.RLock()
-        """Held whenever tree or pool change, and during every forward pass of the model."""
+        """Lock that is held while tree or pool change, and during every forward pass of the model."""
         self.watch = watch or TrafficWatch(memory.shape.chunk_tokens, "engine")
-        """Told of every request that is through."""
+        """Request log and what-if curves."""
         self._steps = StepRunner(
             memory,
             ModelRunner(facts, memory.pool, self.lock),
@@ -69,16 +80,16 @@ class Engine:
         self._is_stepping = False
         self._holders = HandedOver(self._make_way)
         self._waits = Waits()
-        """Calls of `wait` and `run` under way."""
+        """Calls of `wait` and `run` that are under way."""
         self._scheduler = Scheduler(
             memory, self.config, self._steps, self._holders, self._waits, self._finish
         )
         self._orphans: list[SequenceKV] = []
-        """To be closed at the next step."""
+        """Sequences to be closed at the next step."""
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
-        """Queues a request; `step` moves it on.
+        """Queues a request; calls of `step` compute it.
 
         Raises:
             InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or a
@@ -99,7 +110,7 @@ class Engine:
         return completion
 
     def check(self, tokens: TokenArray, max_new_tokens: int) -> None:
-        """Whether a prompt and its completion can be run at all.
+        """Checks that a prompt (int32 `[tokens]`) and a completion of `max_new_tokens` can be run.
 
         Raises:
             InputError: an empty prompt, a token outside the vocabulary, or more positions than the model has.
@@ -115,12 +126,12 @@ class Engine:
             )
 
     def discard(self, completions: list[Completion]) -> None:
-        """Cancels those still under way and gives back the KV of those that were prefilled."""
+        """Cancels those of `completions` that are under way, and frees the KV of those that were prefilled."""
         for completion in completions:
             if not completion.done:
                 completion.cancel()
-        # So only where a garbage collection has come to a stream: the tree may be in the middle of a change, and
-        # the next step drops it.
+        # True only if a garbage collection ends a stream inside a step: the tree may be in the middle of a change,
+        # so the next step drops the sequence.
         is_inside = self._is_locked_here()
         with self.lock, HeldInterrupts():
             for completion in completions:
@@ -140,11 +151,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting or running."""
+        """Whether no request is waiting or running."""
         return self._scheduler.idle
 
     def run(self) -> None:
-        """Steps until idle. Requests that fail carry their errors."""
+        """Steps until no request is waiting or running. The completion of a request that failed has its error."""
         waiting = wait_of_this_thread(None)
         try:
             self._waits.begin(waiting)
@@ -154,7 +165,7 @@ class Engine:
             self._waits.end(waiting)
 
     def wait(self, completions: list[Completion]) -> None:
-        """Steps until all of these are done; others move on with them. Those that fail carry their errors.
+        """Steps until all of `completions` are done; other requests advance too. One that failed has its error.
 
         Raises:
             InputError: one of them is not a request of this engine: it would never be done.
@@ -168,13 +179,13 @@ class Engine:
             self._waits.end(waiting)
 
     def step(self) -> None:
-        """One forward pass. A request that fails carries its error in its completion; others go on.
+        """Runs one forward pass. The completion of a request that fails has its error; other requests continue.
 
-        Where every request has to wait for memory that others hold, e.g. rows of `generate` in another thread, this
-        returns after a short sleep. A request for which no such thread can ever free any fails.
+        If every request waits for memory that is held elsewhere, e.g. by rows of `generate` in another thread, this
+        returns after a short sleep. A request fails if no such thread can ever free memory for it.
 
         A signal handler that raises, as on Ctrl-C, does so in the forward pass or at the end of the step. Requests
-        then are as they were before the pass, and the next step goes on with them.
+        then are as they were before the pass, and the next step computes the same rows again.
 
         Raises:
             InputError: called from inside a step, e.g. by a hook of the model.
@@ -203,7 +214,7 @@ class Engine:
         try:
             self._ownership.notify_all()
         except RuntimeError:
-            # What a condition says to whoever does not hold its lock.
+            # A condition raises this if the thread does not hold its lock.
             return False
         return True
 
@@ -253,7 +264,7 @@ class Engine:
                 raise
 
     def _take_in(self, job: Job, rows: int, outcome: StepOutcome, row: int) -> None:
-        """What a forward pass computed for one job."""
+        """Takes over one job's results of a forward pass, or ends the job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
             error: Exception = InputError(
                 "the model's weights or adapters changed while this request was under way; nothing of "
@@ -270,7 +281,7 @@ class Engine:
         self._finish(job, "error", error, poisoned=True)
 
     def _advance(self, job: Job, rows: int, likeliest: int, logits: torch.Tensor) -> None:
-        """Commits what a finite forward pass wrote, and samples once the whole prompt is in."""
+        """Commits the KV of a finite forward pass, and samples once the whole prompt has KV."""
         assert job.kv is not None
         start = job.kv.context_tokens
         job.kv.commit(job.tokens[start : start + rows])
@@ -295,7 +306,7 @@ class Engine:
     def _finish(
         self, job: Job, reason: str, error: Exception | None = None, *, poisoned: bool = False
     ) -> None:
-        """Ends a job and gives back what it holds, or hands it over."""
+        """Ends a job. Gives back its memory, or hands it over after a `prefill_only` request."""
         completion = job.completion
         kv, job.kv = job.kv, None
         self._scheduler.remove(job, was_running=kv is not None)
@@ -312,7 +323,7 @@ class Engine:
             reason = "error"
         completion.error = error
         completion.finished_at = time.perf_counter()
-        # Last: whoever waits for it in another thread may look at it from now on.
+        # Last: a thread that waits for it may read the completion from now on.
         completion.finish_reason = reason
         if kv is not None:
             try:

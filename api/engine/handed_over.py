@@ -1,10 +1,10 @@
-"""KV that has left the engine, and who holds it: rows of `generate` calls, and prompts computed ahead.
+"""Sequences that have left the engine, and the threads that hold them: rows of `generate`, and warmed prompts.
 
-The engine's own sequences make way for each other. These do not: they are given back when their holder is through.
-So a request that finds no room waits for them, unless no thread that holds any can get on.
+The engine preempts its own sequences for each other. It cannot preempt these: the thread that holds one closes it.
+So a request that finds no room waits for them, unless no thread that holds any can continue.
 
-A holder that is interrupted may lose a sequence: between the call that returns it and the variable that is to have
-it, or where it waits for the lock to close it. The memory of one that no longer exists is given back all the same.
+An interrupt may lose a sequence: between the call that returns it and the assignment to a variable, or while its
+holder waits for the lock to close it. The memory of a lost sequence is given back all the same.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class HandedOver:
         # Weakly, as the engine owns this: see `Scheduler`.
         self._make_way = WeakMethod(make_way)
         self._holdings: dict[ref[SequenceKV], tuple[Holding, int]] = {}
-        """What each handed-over sequence has of the memory, and the thread that holds the sequence."""
+        """Memory of each handed-over sequence, and the thread that holds the sequence."""
         self._lost: list[ref[SequenceKV]] = []
-        """Sequences that no longer exist, and were not closed."""
+        """Sequences that no longer exist and were not closed."""
 
     def make_way(self) -> bool:
         """Frees slots for one of these sequences; False where nothing is left to free."""
@@ -40,15 +40,15 @@ class HandedOver:
 
     def add(self, sequence: SequenceKV, holding: Holding, thread: int) -> None:
         """Notes that `thread` holds a sequence, until `remove`."""
-        # Told by a method in C: one in Python could itself be interrupted, and then nobody would know.
+        # The callback is a method in C: one in Python could itself be interrupted, and the loss would go unnoticed.
         self._holdings[ref(sequence, self._lost.append)] = holding, thread
 
     def remove(self, sequence: SequenceKV) -> None:
-        """Takes back what `add` noted."""
+        """Forgets a sequence that `add` noted."""
         del self._holdings[ref(sequence)]
 
     def close_lost(self) -> None:
-        """Gives back what lost sequences held."""
+        """Gives back the memory of lost sequences."""
         while self._lost:
             holding, _ = self._holdings.pop(self._lost.pop())
             holding.close()

@@ -1,4 +1,4 @@
-"""Signals wait while bookkeeping is under way, so that none leaves it half done.
+"""Signal handlers are delayed while bookkeeping is under way, so that none interrupts it half done.
 
 Python runs signal handlers in the main thread, between any two of its instructions. A handler that raises
 (KeyboardInterrupt on Ctrl-C, SystemExit in a server's handler of SIGTERM) could end a step when a slot has left the
@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 Handler = Callable[[int, FrameType | None], object]
 
 _USUAL = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
-"""Signals that programs put handlers on which raise; as many as the platform has."""
+"""Signals on which programs commonly install handlers that raise, as far as the platform has them."""
 
 SIGNALS = tuple(getattr(signal, name) for name in _USUAL if hasattr(signal, name))
 
@@ -27,7 +27,7 @@ SIGNALS = tuple(getattr(signal, name) for name in _USUAL if hasattr(signal, name
 class HeldInterrupts:
     """Context in which the main thread's signal handlers do not run; those that were due run at its end.
 
-    May be nested: what the inner one hands on, the outer one holds.
+    May be nested: handlers that are due at the end of an inner context run at the end of the outermost one.
     """
 
     __slots__ = ("_arrived", "_lifted", "_replaced", "raised")
@@ -36,7 +36,7 @@ class HeldInterrupts:
         self._replaced: dict[int, Handler] = {}
         """Handlers by signal, each replaced by `_arrive`."""
         self._arrived: dict[int, FrameType | None] = {}
-        """Signals whose handlers are due, and where they came; one that comes twice is due once."""
+        """Signals whose handlers are due, and the interrupted frame; a signal that arrives twice is due once."""
         self._lifted = False
         self.raised: BaseException | None = None
         """Error raised by a signal handler that ran while handlers were not delayed."""
@@ -63,7 +63,7 @@ class HeldInterrupts:
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """A part of this context in which handlers run, those that were due first. `raised` has what one raised."""
+        """A part of this context in which handlers run, due ones first. `raised` has the error that one raised."""
         self._lifted = True
         try:
             while self._arrived:
@@ -101,7 +101,7 @@ class HeldInterrupts:
                 self._put_back()
 
     def _run_due(self, handlers: dict[int, Handler]) -> None:
-        """Runs each handler that is due, even where the one before has raised."""
+        """Runs each handler that is due, even if the one before has raised."""
         if self._arrived:
             signum, frame = self._arrived.popitem()
             try:

@@ -1,10 +1,10 @@
 """The tree and the pool as one memory: slots in, chunks shared, bytes accounted.
 
-Slots change hands here and nowhere else:
+Slots change hands in these four ways and no other:
 
     free -> a sequence ............ `take`      (evicts leaves when short)
     a sequence -> the tree ........ `SequenceKV.commit`
-    a sequence -> free ............ `give`
+    a sequence -> free ............ `give`      (called by `SequenceKV.close`)
     the tree -> free .............. eviction inside `take`, of the scope's own chunks where it is over its quota
 """
 
@@ -27,9 +27,9 @@ from kvtrie.prefix_tree.tree import REMEMBERED_BYTES
 DEVICE = 0
 """Index of the device tier in the tree."""
 _REMEMBERED_PART = 256
-"""Tombstones and idle roots may take this part of the pool's size: little beside what evicted chunks took."""
+"""Tombstones and idle roots may take one part in this many of the pool's size."""
 _LEAST_REMEMBERED = 256 << 10
-"""Bytes for these in a small pool; a large one has no more than any tree."""
+"""Least bytes for these, in a small pool; the most is `REMEMBERED_BYTES`."""
 
 
 class KvMemory:
@@ -38,11 +38,11 @@ class KvMemory:
     Args:
         shape: one chunk's shape.
         memory_bytes: size of the pool; rounded down to whole chunks.
-        device: where the pool lives.
-        lower: what is below the device, or None.
+        device: device of the pool.
+        lower: the tier below the device, or None.
         store_key: seals records with a keyed MAC; None for a plain checksum.
         pin_budget_bytes: most bytes each scope may pin; None for no limit.
-        eviction: who goes when memory is short; LRU when left out.
+        eviction: order of eviction, shares and quotas; LRU when left out.
 
     Raises:
         InputError: `memory_bytes` is less than two chunks, the device does not serve the shape or its KV format,
@@ -86,13 +86,13 @@ class KvMemory:
         return self.tree.tiers[DEVICE]
 
     def new_layout(self) -> int:
-        """A number no sequence's slots have had yet: see `SequenceKV.layout`."""
+        """A new number, that no sequence has had: see `SequenceKV.layout`."""
         return next(self._layouts)
 
     def take(self, scope: str, count: int, after: int | None = None) -> list[int] | None:
-        """Takes `count` slots for a request of `scope`, evicting what nobody holds.
+        """Takes `count` slots for a request of `scope`, evicting leaves without holds if too few are free.
 
-        Adjacent to slot `after` where possible. None when short even so: then nothing was evicted.
+        The slots follow slot `after` where possible. None if evictions would not free enough: nothing is evicted.
         """
         size = self.shape.chunk_bytes
         missing = count - self.pool.free_slots.free
@@ -120,7 +120,7 @@ class KvMemory:
         self.pool.free_slots.give([_slot(e.handle) for e in evicted])
 
     def give(self, scope: str, slots: list[int]) -> None:
-        """Takes back slots that `take` handed out and that never entered the tree."""
+        """Frees slots of `take` that the tree does not own."""
         self._tier.unreserve(scope, len(slots) * self.shape.chunk_bytes)
         self.pool.free_slots.give(slots)
 
@@ -129,7 +129,11 @@ class KvMemory:
         return device_slot(node) if node.depth else None
 
     def check(self) -> None:
-        """Every invariant of tree and pool; AssertionError names what does not hold."""
+        """Checks every invariant of tree and pool.
+
+        Raises:
+            AssertionError: names what does not hold.
+        """
         check(self.tree)
         free = self.pool.free_slots.free * self.shape.chunk_bytes
         assert self._tier.free_bytes == free, (self._tier.free_bytes, free)
@@ -137,7 +141,7 @@ class KvMemory:
         assert len(slots) == len(set(slots)), "two chunks share a slot"
 
     def check_if_asked(self) -> None:
-        """`check` when KVTRIE_CHECK=1."""
+        """Calls `check` if KVTRIE_CHECK=1."""
         if self._check_often:
             self.check()
 

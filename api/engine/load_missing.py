@@ -1,4 +1,4 @@
-"""Bringing what a lower tier holds of a prompt up to the device, before the rest is computed."""
+"""Loads a prompt's chunks from a lower tier to the device, before the rest is computed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_missing(memory: KvMemory, root: Root, readable: Iterable[Root], tokens:
 
 
 def _load_path(memory: KvMemory, root: Root, match: Match, tokens: bytes) -> bool:
-    """Loads chunks beyond `match` into `root`'s namespace; whether any came."""
+    """Loads chunks beyond `match` into `root`'s namespace; returns whether any were loaded."""
     assert memory.records is not None
     tree, chunk_tokens = memory.tree, memory.shape.chunk_tokens
     token_bytes_per_chunk = chunk_tokens * TOKEN_BYTES

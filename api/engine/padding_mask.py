@@ -8,14 +8,14 @@ from kvtrie.prefix_tree.errors import InputError
 
 
 def check_mask(attention_mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The mask as bool, once it is known to say which columns are padding on the left, and nothing else.
+    """Checks that a mask marks padding on the left and nothing else; returns it as bool.
 
     Args:
-        attention_mask: of any dtype.
+        attention_mask: `[batch, columns]`, of any dtype.
         shape: of the ids, `(batch, columns)`.
 
     Raises:
-        InputError: see `whole_mask`.
+        InputError: another shape, values besides 0 and 1, a row without tokens, or padding that is not on the left.
     """
     if attention_mask.shape != shape:
         raise InputError(

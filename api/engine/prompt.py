@@ -35,7 +35,7 @@ _SAID_BESIDES = frozenset(
         "token_type_ids",
     }
 )
-"""What tokenizers return beside ids and mask; it means nothing to a model whose forward does not take it."""
+"""Further outputs of tokenizers, which are ignored if the model's forward does not take them."""
 
 
 class PromptReader:
@@ -56,7 +56,7 @@ class PromptReader:
 
         Args:
             prompt: see `Prompt`. Ids may have the shape `[1, tokens]`.
-            opens_reply: whether messages are followed by what opens the model's reply.
+            opens_reply: whether messages are followed by the template's beginning of a reply.
 
         Raises:
             InputError: of no such form, several prompts, or text without a tokenizer.
@@ -120,7 +120,7 @@ def is_messages(prompt: Any) -> bool:
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text with the tokenizer's special tokens, but never with a second BOS.
 
-    A text that begins with the BOS token was rendered by a chat template, which says all its special tokens itself.
+    A text that begins with the BOS token was rendered by a chat template, which wrote all special tokens itself.
     """
     bos = getattr(tokenizer, "bos_token", None)
     if isinstance(bos, str) and bos and text.startswith(bos):
@@ -138,7 +138,7 @@ def _row(name: str, given: Any) -> npt.NDArray[Any]:
     if isinstance(given, Tensor):
         if given.device.type == "meta":
             raise InputError(f"{name} is on the meta device, which holds no values")
-        # NumPy lacks bfloat16; floats are refused by whoever wants integers.
+        # NumPy lacks bfloat16; floats are refused where integers are needed.
         given = given.detach().cpu()
         row: npt.NDArray[Any] = (given.double() if given.is_floating_point() else given).numpy()
     elif isinstance(given, (bytes, bytearray)) or not (

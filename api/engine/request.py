@@ -25,13 +25,15 @@ class Request:
     tokens: TokenArray
     """The prompt, int32 `[tokens]`, at least one. Whatever `as_tokens` takes may be passed."""
     root: Root
-    """Namespace its chunks belong to."""
+    """Root of the namespace that its chunks belong to."""
     readable: Sequence[Root] = ()
-    """Shared scopes it may read besides."""
+    """Roots of the shared scopes that it may read besides."""
     max_new_tokens: int = 128
+    """Most tokens to produce, at least one; for `prefill_only` at least none."""
     eos: Collection[int] = frozenset()
     """Tokens that end the completion; they are part of it. Any collection of them may be passed."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are chosen; default greedy."""
     prefill_only: bool = False
     """Compute the prompt's KV, all of it, and hand it over in `Completion.kv` instead of sampling."""
 
@@ -63,10 +65,11 @@ def _token_set(eos: Any) -> frozenset[int]:
 
 
 class Completion:
-    """A request under way, and its outcome. Times are `time.perf_counter` seconds."""
+    """A request under way, and its outcome. Times are seconds of `time.perf_counter`."""
 
     def __init__(self, request: Request, submitted_at: float) -> None:
         self.request = request
+        """The request."""
         self.tokens: list[int] = []
         """New tokens so far."""
         self.cached_tokens = 0
@@ -74,23 +77,29 @@ class Completion:
         self.finish_reason: str | None = None
         """`length`, `stop`, `prefilled`, `cancelled` or `error`; None while it runs."""
         self.error: Exception | None = None
+        """The error for which the request ended; None if there was none."""
         self.kv: SequenceKV | None = None
-        """The prompt's KV after a `prefill_only` request; whoever asked closes it."""
+        """The prompt's KV after a `prefill_only` request, to be closed by the caller of `submit`."""
         self.preemptions = 0
+        """How often the request was preempted."""
         self.submitted_at = submitted_at
+        """Time of `submit`."""
         self.thread = get_ident()
-        """Of whoever asks: it is the one that closes `kv`, and often the one that waits."""
+        """Thread that called `submit`: it closes `kv`, and often it is the one that waits."""
         self.first_token_at: float | None = None
+        """Time of the first token; None before it."""
         self.finished_at: float | None = None
+        """Time of the end; None while it runs."""
         self.cancelled = False
+        """Whether `cancel` was called."""
 
     def cancel(self) -> None:
-        """Asks for an end at the next step; what was computed until then stays cached."""
+        """Ends the request at the next step. Whole chunks that were computed stay in the tree."""
         self.cancelled = True
 
     @property
     def done(self) -> bool:
-        """Whether it has an outcome."""
+        """Whether the request has ended, in whatever way."""
         return self.finish_reason is not None
 
     @property
@@ -118,7 +127,7 @@ class Job:
         self.awaits: Node | None = None
         """The chunk another request is computing for this one too."""
         self.sampler: Sampler | None = None
-        """Made at the first token; it survives preemption, so that draws are not repeated."""
+        """Made at the first token, and kept through preemptions, so that draws are not repeated."""
 
     @property
     def to_compute(self) -> int:

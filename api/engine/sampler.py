@@ -14,8 +14,8 @@ from torch import Tensor
 from kvtrie.prefix_tree.errors import InputError
 
 _LEAST_TEMPERATURE = 1e-30
-"""Below it any two fp32 logits that differ do so by so much that only the larger one is ever drawn, and quotients
-would overflow. So lower temperatures are taken for this one."""
+"""Lower temperatures are raised to this one: already here, of two fp32 logits that differ only the larger is ever
+drawn, and a lower one makes quotients overflow."""
 
 _SEEDS = range(-(1 << 63), 1 << 64)
 """Range of seeds of `torch.Generator.manual_seed`."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Holding:
-    """What a sequence has of the memory: apart from it, so that it can be given back when that is gone."""
+    """Memory of one sequence. A separate object, so that it can be given back after the sequence was lost."""
 
     __slots__ = ("_is_closed", "_memory", "_scope", "claim", "is_dirty", "lease", "path", "slots")
 
@@ -50,24 +50,24 @@ class Holding:
         self.path = path
         """Shared chunks, first one first."""
         self.slots = slots
-        """Of all chunks in order, shared ones first."""
+        """Slots of all chunks in order, shared ones first."""
         self.claim = claim
         self.is_dirty = False
-        """A pass has begun and is not committed: what it wrote into private slots may not be finite."""
+        """Whether a pass has begun and is not committed: KV that it wrote into private slots may not be finite."""
 
     @property
     def private(self) -> list[int]:
-        """Slots that are not the tree's."""
+        """Slots that the tree does not own."""
         return self.slots[len(self.path) :]
 
     def give(self, slots: list[int]) -> None:
-        """Gives private slots back, zeroed where they may hold NaN: it would still reach a later reader."""
+        """Frees private slots; zeroes them first if they may hold NaN, which would reach a later reader."""
         if self.is_dirty:
             self._memory.pool.clear(slots)
         self._memory.give(self._scope, slots)
 
     def abandon(self) -> None:
-        """Gives up what is left of the claim."""
+        """Abandons the rest of the claim."""
         claim, self.claim = self.claim, None
         if claim is not None:
             self._memory.tree.abandon(claim)
@@ -114,7 +114,7 @@ class SequenceKV:
         self.cached_tokens = self.context_tokens
         """Tokens that were served from the cache when the sequence was opened."""
         self.layout = memory.new_layout()
-        """Another number whenever `slots` changed, and never another sequence's."""
+        """A number that changes whenever `slots` does, and that no other sequence has had."""
 
     @property
     def context_tokens(self) -> int:
@@ -123,7 +123,7 @@ class SequenceKV:
 
     @property
     def lease(self) -> Lease:
-        """On the shared chunks."""
+        """Lease on the shared chunks."""
         return self._held.lease
 
     @property
@@ -142,7 +142,7 @@ class SequenceKV:
         return self.lease.node
 
     def reserve(self, rows: int) -> bool:
-        """Makes room for `rows` new tokens; False (taking nothing) when memory is short."""
+        """Takes slots for `rows` new tokens; False, taking none, if memory is short."""
         missing = -(-(self.context_tokens + rows) // self._memory.shape.chunk_tokens) - len(self.slots)
         if missing > 0:
             with HeldInterrupts():
@@ -154,7 +154,7 @@ class SequenceKV:
         return True
 
     def hand_over(self, holders: HandedOver, thread: int) -> None:
-        """Leaves the engine: it is on record from now on that `thread` holds this sequence, and its forks."""
+        """Leaves the engine: from now on `holders` notes that `thread` holds this sequence and its forks."""
         self._holders = holders
         holders.add(self, self._held, thread)
 
@@ -169,11 +169,11 @@ class SequenceKV:
         return StepSequence(self.slots, self.context_tokens, rows)
 
     def begin_pass(self) -> None:
-        """What is written into private slots from here on may not be finite, until it is committed."""
+        """Marks the sequence dirty: KV written into private slots may not be finite until it is committed."""
         self._held.is_dirty = True
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Takes in tokens whose KV the model has just written, all finite; whole chunks enter the tree."""
+        """Adds tokens whose KV the model has just written, all finite. Whole chunks are stored in the tree."""
         self._held.is_dirty = False
         self.tokens += np.asarray(tokens, np.int32).tobytes()
         token_bytes_per_chunk = self._memory.shape.chunk_tokens * TOKEN_BYTES
@@ -183,7 +183,7 @@ class SequenceKV:
                 self._publish(bytes(self.tokens[start : start + token_bytes_per_chunk]))
 
     def seal(self) -> None:
-        """Lets no more chunks enter the tree: what follows is not worth keeping."""
+        """Ends the storing of chunks in the tree: tokens from here on are not worth keeping."""
         self._sealed = True
 
     def _publish(self, chunk: bytes) -> None:
@@ -201,13 +201,13 @@ class SequenceKV:
             return tree.insert(self.node, self.root, key, chunk, DEVICE, slot, size)
 
         node = into_tree(memory, scope, store)
-        # The slot is the tree's by now: on record before anything else may go wrong.
+        # The tree owns the slot by now: noted before anything else can fail.
         self._held.path.append(node)
         self._chain_key = key
         self._path_digest = None if above is None else hashlib.sha256(above + chunk).digest()
         stored = device_slot(node)
         if stored != slot:
-            # Somebody stored the same chunk meanwhile: read theirs, free ours.
+            # Another request stored the same chunk meanwhile: read its slot, free this one.
             self.slots[place] = stored
             tree.tiers[DEVICE].reserve(scope, size)
             memory.give(scope, [slot])
@@ -285,7 +285,7 @@ class SequenceKV:
         return twin
 
     def _take(self, count: int, after: int | None = None) -> list[int] | None:
-        """As `KvMemory.take`; a sequence that was handed over has the engine's own make way for it."""
+        """As `KvMemory.take`; for a sequence that was handed over, the engine's own are preempted if needed."""
         while True:
             slots = self._memory.take(self.root.scope, count, after)
             if slots is not None or self._holders is None or not self._holders.make_way():
@@ -321,9 +321,9 @@ class SequenceKV:
 
 
 def into_tree(memory: KvMemory, scope: str, store: Callable[[], Node]) -> Node:
-    """What `store` returns, which makes the tree the owner of one slot that a request of `scope` has taken.
+    """Calls `store`, which passes one slot of a request of `scope` to the tree; returns the node that it made.
 
-    Where it raises, the slot is the request's as before.
+    If `store` raises, the request still owns the slot.
     """
     tier, size = memory.tree.tiers[DEVICE], memory.shape.chunk_bytes
     tier.unreserve(scope, size)
@@ -339,7 +339,7 @@ def open_sequence(memory: KvMemory, match: Match, tokens: bytes) -> SequenceKV:
 
     Leases the path, copies the matching columns of the partial chunk into a private one if a slot can be
     had, and claims the whole chunks of `tokens` that are left, so that others wait for them. `match` must
-    have been made just now, of all tokens but the last, with nothing to wait for. Holds nothing where it raises.
+    have been made just now, of all tokens but the last, with nothing to wait for. Nothing is held if it raises.
     """
     tree, root = memory.tree, match.root
     with ExitStack() as undo:
@@ -348,7 +348,7 @@ def open_sequence(memory: KvMemory, match: Match, tokens: bytes) -> SequenceKV:
         have = match.tokens
         private: list[int] = []
         if match.partial is not None and match.partial_tokens:
-            # Held meanwhile: taking a slot may evict, and the source must not be what goes.
+            # Leased meanwhile: taking a slot may evict, and must not evict the source.
             source = tree.lease_node(match.partial)
             try:
                 private = memory.take(root.scope, 1, memory.last_slot(match.node)) or []

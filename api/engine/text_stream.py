@@ -22,11 +22,11 @@ from typing import Any
 CONTEXT_TOKENS = 8
 """A window is cut to this many tokens, or up to twice as many where that falls inside a character."""
 _CUT_AT_TOKENS = 2 * CONTEXT_TOKENS
-"""A window of more tokens is cut once all its text is said. One of twice as many waits for nothing but the end of a
+"""A window of more tokens is cut once all its text was returned. One of twice as many is cut at the next whole
 character."""
 _REPLACEMENT = "\ufffd"
 _CHARACTER_BYTES = 4
-"""At most. An incomplete one of fewer becomes as many replacement characters, or one."""
+"""Most bytes of a character. An incomplete one becomes as many replacement characters as it has bytes, or one."""
 _MAY_BE_REWRITTEN = re.compile(r" (n'?|'[vr]?)?\Z")
 """Beginnings of what transformers' clean-up joins to the word before it: ` .`, ` ' `, ` n't`, ` 've` ..."""
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -96,7 +96,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """The rest, when no token follows: incomplete characters as U+FFFD."""
+        """The rest of the text when no token follows; incomplete characters are U+FFFD."""
         return self._say(len(self._text))
 
     def _say(self, end: int) -> str:

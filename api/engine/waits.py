@@ -14,11 +14,11 @@ class Wait:
 
     thread: int
     completions: list[Completion] | None
-    """What it waits for; None for everything."""
+    """Requests that it waits for; None for all."""
 
     @property
     def is_on(self) -> bool:
-        """Whether it has anything to wait for."""
+        """Whether one of them is not done."""
         return self.completions is None or not all(completion.done for completion in self.completions)
 
 
@@ -33,12 +33,12 @@ class Waits:
         self._under_way.append(wait)
 
     def end(self, wait: Wait) -> None:
-        """Takes back what `begin` noted, if it came to that: an interrupt may have been faster."""
+        """Forgets a call that `begin` noted, if it was noted: an interrupt may have come before."""
         if wait in self._under_way:
             self._under_way.remove(wait)
 
     def is_waiting(self, thread: int) -> bool:
-        """Whether a call of this thread has anything to wait for."""
+        """Whether a call of this thread waits for a request that is not done."""
         return any(wait.thread == thread and wait.is_on for wait in list(self._under_way))
 
 

@@ -1,4 +1,4 @@
-"""Where a sidecar listens, and where a client finds it: `http://host:port` or `unix:///path`."""
+"""Addresses of sidecars: `http://host:port` or `unix:///path`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvtrie.prefix_tree.errors import InputError
 
 FORMS = "http://host:port, unix:///path/to.sock or unix:///path/to.sock?mode=660"
 PRIVATE_MODE = 0o600
-"""Permissions of a socket file where its address says nothing: its owner only."""
+"""Permissions of a socket file whose address has no `mode=`: its owner only."""
 LONGEST_SOCKET_PATH = 107
 """Bytes that a Unix socket's path may have on Linux."""
 
@@ -39,7 +39,7 @@ class Address:
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def is_loopback(self) -> bool:
-        """Whether nobody outside this machine can reach it: every address its host resolves to.
+        """Whether it can be reached from this machine only: true of every address that its host resolves to.
 
         Raises:
             InputError: the host cannot be resolved.
@@ -54,7 +54,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """The address that `text` is.
+    """Parses an address.
 
     Raises:
         InputError: it is of none of `FORMS`.

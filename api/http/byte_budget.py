@@ -1,4 +1,4 @@
-"""Memory for what is on its way: bodies that are not whole yet, charged to whoever sends them."""
+"""Memory for unfinished bodies, charged to the callers that send them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import anyio
 
 
 class BudgetExceeded(Exception):
-    """More would be held for one caller than it may have at the moment."""
+    """A caller's unfinished bodies would take more bytes than it may have at the moment."""
 
 
 WAIT_SECONDS = 1.0
-"""How long a body waits for room before it is refused: others end meanwhile. It is below a client's deadline."""
+"""Time for which a body waits for room before it is refused; below a client's deadline."""
 
 
 class ByteBudget:
     """`capacity_bytes` for all callers together. Called on the event loop only.
 
     One caller may hold half of what the others leave free: half of all when it is alone, a third beside one that
-    does the same. So whoever sends much, or never ends what it has begun, always leaves room for the next one.
+    does the same. So a caller that sends much, or never ends a body, always leaves room for the next one.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -31,7 +31,7 @@ class ByteBudget:
 
     @property
     def longest_bytes(self) -> int:
-        """Most that one caller may ever hold."""
+        """Most bytes that one caller may ever hold."""
         return self.capacity_bytes // 2
 
     def charge(self, caller: str) -> Charge:

@@ -5,7 +5,7 @@
     spare ........ beyond `max_connections` of the two above: only /livez is answered
 
 A new connection is not refused while an older one has no request under way, or none that was let in: that one is
-closed in its place. So whoever connects and sends nothing, or no key, delays nobody who has one.
+closed in its place. So a client that connects and sends nothing, or no key, delays no client that has one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from kvtrie.api.http.record_frames import Limits
 
 LINGER_SECONDS = 5.0
-"""A connection being closed gets to send what is left to a slow reader."""
+"""Time for which a connection being closed may still send the rest of a reply to a slow reader."""
 KEEP_ALIVE_SECONDS = 30
-"""Idle connections live longer than a client keeps them, so that the client is who lets go."""
+"""Idle connections are kept for longer than clients keep them, so that the client closes them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,12 +89,12 @@ class ConnectionTable:
         self._spare.discard(connection)
 
     def heard(self, connection: Connection) -> None:
-        """Bytes have arrived on it."""
+        """Notes that bytes have arrived on a connection."""
         if connection.heard_at is None and not connection.is_busy:
             connection.heard_at = self.clock()
 
     def began(self, connection: Connection) -> None:
-        """A whole request head has arrived. A spare connection becomes a served one where there is room again."""
+        """Notes that a whole request head has arrived. A spare connection becomes a served one if there is room."""
         connection.is_busy = connection.has_asked = True
         connection.heard_at = None
         if connection.is_spare and len(self._served) < self._limits.max_connections:
@@ -103,12 +103,12 @@ class ConnectionTable:
             self._served.add(connection)
 
     def ended(self, connection: Connection) -> None:
-        """Its request is through."""
+        """Notes that a connection's request has ended."""
         connection.is_busy = False
         connection.quiet_since = self.clock()
 
     def identify(self, connection: Connection, caller: str) -> bool:
-        """Its request has the key of `caller`. False where the caller has too many, a request under way on each."""
+        """Notes whose key a request has; False if `caller` has too many connections, all of them busy."""
         if connection.caller == caller:
             return True
         others = [held for held in self._served if held.caller == caller]
@@ -120,7 +120,7 @@ class ConnectionTable:
         return True
 
     def sweep(self) -> None:
-        """Closes what took too long: a request head, an idle connection, a last reply that nobody reads."""
+        """Closes connections that took too long: to send a head, to be used again, to read their last reply."""
         now = self.clock()
         for held in [*self._served, *self._spare]:
             if held.is_closing():
@@ -139,7 +139,7 @@ class ConnectionTable:
                 self._close(held, "idle")
 
     def _make_way_among(self, unknown: Collection[Connection]) -> bool:
-        """Closes a connection where all places are taken: an unknown one, else an idle one of whoever has most."""
+        """Closes an unknown connection, or else an idle one of the caller that has most, to make room."""
         if self._make_way(unknown, "too many"):
             return True
         callers = Counter(held.caller for held in self._served if not held.is_busy)

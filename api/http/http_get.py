@@ -26,7 +26,7 @@ def http_get(url: str, path: str, *, api_key: str | None, deadline_seconds: floa
 
     Raises:
         InputError: the URL or the key is malformed.
-        StoreUnavailable: nobody answers there in HTTP, or not within the deadline, or without end.
+        StoreUnavailable: no HTTP reply from there within the deadline, or one that is too long.
     """
     headers = {"Accept": "application/json", "User-Agent": "kvtrie"}
     if api_key is not None:

@@ -1,4 +1,4 @@
-"""An HTTP client on an event loop in a thread of its own: what a process needs to ask one sidecar."""
+"""An HTTP client on an event loop in a thread of its own, for one sidecar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HttpLoop:
         make_client: makes the client; called once, if at all.
         parents: that of the process that this one was forked from. Its event loop is kept, and neither used nor
             closed: the selector is the parent's too, and would forget the parent's sockets. Its connections are
-            let go, which closes no more than this process's descriptors.
+            dropped, which closes only this process's descriptors.
     """
 
     def __init__(

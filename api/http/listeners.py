@@ -1,4 +1,4 @@
-"""Sockets that a sidecar listens on: bound before anything else, and taken away again."""
+"""Sockets that a sidecar listens on: bound before anything else, and removed at the end."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _bind_unix(address: Address) -> Listener:
 
 
 def _remove_stale(path: str) -> None:
-    """Removes a socket file whose process is gone.
+    """Removes a socket file whose process has ended.
 
     Raises:
         OSError: somebody listens there, or it is no socket.

@@ -1,4 +1,4 @@
-"""Binary bodies: records in frames, and the two lookups. No length in them is ever believed.
+"""Binary bodies: records in frames, and the two lookups. Nothing is allocated by a length in them.
 
 records:   ( u64le length | record )*          in path order, to the end of the body
 get:       namespace digest (32) | chunk keys (16 each)
@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A get's or match's body, taken apart."""
+    """The parts of a get's or match's body."""
 
     namespace: bytes
     """32 bytes, as the client computed it."""
@@ -104,7 +104,7 @@ def framed_bytes(records: Iterable[bytes]) -> int:
 
 
 class FrameReader:
-    """Takes a body apart as it arrives, holding no more of it than one frame.
+    """Splits a body into records as it arrives, holding at most one frame of it.
 
     Args:
         max_record_bytes: a longer frame ends the reading, before any of it is kept.

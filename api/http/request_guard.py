@@ -27,7 +27,7 @@ class RequestGuard:
     """ASGI middleware.
 
     Args:
-        connections: told when a request begins and ends on a connection of it.
+        connections: is notified when a request begins and ends on one of its connections.
         limits: `request_seconds` bounds one request, reading its body and sending the reply included.
         loopback_names_only: refuse TCP requests whose `Host` is no loopback name.
     """
@@ -53,7 +53,7 @@ class RequestGuard:
             return
         self._connections.began(connection)
         try:
-            # What asks whether the sidecar is alive must be answered when nothing else can be.
+            # /livez must be answered even where nothing else can be.
             if connection.is_spare and scope["path"] != "/livez":
                 await _refuse(send, 503, f"{self._max_connections} connections are in use: try again")
             else:

@@ -8,7 +8,7 @@
     reads = ["tools"]                  # shared scopes, which exist by being named
     writes = ["tools"]
     share = "512MiB"                   # of the host tier: kept while others have more than their own share
-    quota = "4GiB"                     # beyond it, this tenant's own chunks go first
+    quota = "4GiB"                     # above it, this tenant's own chunks are evicted first
 
 Without a file there is one tenant, `default`, who needs no key and may do everything.
 """
@@ -53,7 +53,7 @@ _PLACEHOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request, once its key is known."""
+    """The sender of a request, once its key is known."""
 
     name: str
     own_scope: str | None
@@ -68,10 +68,10 @@ class Caller:
     """The open tenant: every well-formed shared scope is its to read and write."""
 
     def reading(self, shared: str | None) -> str:
-        """The scope a lookup goes to: the caller's own, or the shared one that a header names.
+        """The scope of a lookup: the caller's own, or the shared one that a header names.
 
         Raises:
-            AccessDenied: it is not this caller's to read; nothing tells whether it exists.
+            AccessDenied: this caller may not read it. The error is the same if no such scope exists.
         """
         return self._scope(shared, self.reads, "read")
 
@@ -110,7 +110,7 @@ class Tenants:
     shares: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the host tier that a scope keeps, for those that have a share."""
     quotas: Mapping[str, int] = field(default_factory=dict)
-    """Bytes beyond which a scope's own chunks go first, for those that have a quota."""
+    """Bytes above which a scope's own chunks are evicted first, for those that have a quota."""
 
     @property
     def is_open(self) -> bool:
@@ -176,7 +176,7 @@ class _Reader:
             table = self._table(value, f"tenants.{name}")
             self._only(table, place, {"api_key", "api_key_sha256", "reads", "writes", "share", "quota"})
             reads, writes = self._names(table, place, "reads"), self._names(table, place, "writes")
-            # What a put is answered tells what the scope holds: a writer is a reader.
+            # The reply to a put shows which chunks the scope holds, so a writer is a reader.
             if writes - reads:
                 raise self._wrong(place, f"writes {sorted(writes - reads)} without reading: add to reads")
             scope = f"tenant:{name}"

@@ -23,7 +23,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class WatchedProtocol(asyncio.Protocol):
-    """Passes everything on to uvicorn's own protocol, and tells the table.
+    """Passes everything on to uvicorn's own protocol, and notifies the table.
 
     Args:
         table: of the sidecar.
@@ -101,7 +101,7 @@ class Sweeper:
 def address_of(transport: asyncio.BaseTransport) -> str:
     """The owner of a connection, as far as it is known before any key.
 
-    Of IPv6 it is the /64 network: whoever has one has 2**64 addresses.
+    Of IPv6 it is the /64 network: one customer has all of its 2**64 addresses.
     """
     connected = transport.get_extra_info("socket")
     if connected is None:
@@ -122,7 +122,7 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 
 
 def _user_of(connected: socket.socket) -> str:
-    """The user at the other end of a Unix socket; all are one where the system does not tell."""
+    """The user at the other end of a Unix socket; all count as one if the system does not report it."""
     if not hasattr(socket, "SO_PEERCRED"):
         return "unix"
     found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -1,4 +1,4 @@
-"""Wrong API keys: how many an address may try, and what the log says of them."""
+"""Wrong API keys: limits per address, and lines in the log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Address:
     tries: float
     """Wrong keys that it may still try now."""
     at_seconds: float
-    """When that was."""
+    """Time at which `tries` was computed."""
     right: set[bytes] = field(default_factory=set)
     """Digests of headers whose keys were right from here: they are no guesses."""
 
@@ -33,8 +33,8 @@ class _Address:
 class WrongKeys:
     """Counts and bounds wrong keys per address. Called on the event loop only.
 
-    An address that has used its tries up is not told whether a key that it shows for the first time is right, until
-    it may try again. Keys that it has shown before are looked at as ever: one engine with a wrong key, or one
+    An address that has used its tries up gets no answer about a key that it shows for the first time, until
+    it may try again. Keys of it that were right before are checked as usual: one engine with a wrong key, or one
     guessing neighbour behind the same proxy, does not shut the others out.
     """
 
@@ -47,7 +47,7 @@ class WrongKeys:
         self._unlogged = 0
 
     def may_try(self, address: str, authorization: str) -> bool:
-        """Whether to look at a key that `address` presents."""
+        """Whether a key that `address` presents is checked."""
         known = self._addresses.get(address)
         if known is None or self._refill(known) >= 1.0:
             return True
@@ -57,11 +57,11 @@ class WrongKeys:
         return False
 
     def right(self, address: str, authorization: str) -> None:
-        """The key was right: it is no guess from now on."""
+        """Notes that a key was right: it is no guess from now on."""
         self._remembered(address).right.add(_digest(authorization))
 
     def wrong(self, address: str) -> None:
-        """The key was wrong."""
+        """Notes that a key was wrong."""
         known = self._remembered(address)
         known.tries = max(0.0, self._refill(known) - 1.0)
         self._count(address, "refused")

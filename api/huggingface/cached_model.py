@@ -40,16 +40,16 @@ from kvtrie.store import store_key_from_environment
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What `warm` did."""
+    """The outcome of `PrefixCachedModel.warm`."""
 
     tokens: int
     """Tokens of the prompt."""
     cached_tokens: int
-    """Of these, already there before."""
+    """Tokens of the prompt that were cached before."""
     stored_tokens: int
-    """In whole chunks, there now for others to reuse."""
+    """Tokens of the prompt's whole chunks, which requests can reuse from now on."""
     pin: Pin | None
-    """To give to `unpin`; None where none was asked for."""
+    """The pin on these chunks, to be passed to `unpin`; None if none was asked for."""
 
 
 class PrefixCachedModel(ModelAttributes):
@@ -143,7 +143,7 @@ class PrefixCachedModel(ModelAttributes):
         tenant: str | None = None,
         **arguments: Any,
     ) -> Any:
-        """What `model.generate` returns, with cached prefixes not computed again.
+        """Generates as `model.generate` does, without computing cached prefixes again.
 
         Takes what `model.generate` takes: `inputs` or `input_ids` `[batch, tokens]` padded on the left, or none to
         begin with the BOS token; `attention_mask` of 0 and 1; a generation config or its fields, processors,
@@ -151,7 +151,15 @@ class PrefixCachedModel(ModelAttributes):
         is passed.
 
         Args:
+            inputs: token ids, int64 `[batch, tokens]`.
+            generation_config: a transformers `GenerationConfig`; default the model's.
             tenant: whose cache to use; default the wrapper's.
+            **arguments: further arguments of `model.generate`.
+
+        Returns:
+            What `model.generate` returns: token ids, int64 `[batch * num_return_sequences, tokens]`, prompts
+            included; or its output object for `return_dict_in_generate=True`, whose `past_key_values` names the
+            sequences in the tree and has no KV.
 
         Raises:
             UnsupportedModel: names a generation mode that is not served.
@@ -190,9 +198,13 @@ class PrefixCachedModel(ModelAttributes):
             sampling: how tokens are chosen; default greedy.
             eos: tokens that end the completion; default the model's.
 
+        Returns:
+            The completion, whose `tokens` grow with each step.
+
         Raises:
-            InputError: see `generate`.
-            PoolExhausted: the prompt can never fit the pool.
+            InputError: an empty prompt, one without a tokenizer that it needs, a token outside the vocabulary, too
+                many positions, a number out of range.
+            PoolExhausted: prompt and completion together can never fit the pool.
         """
         self._check_open()
         root, readable = self._roots(tenant)
@@ -239,17 +251,22 @@ class PrefixCachedModel(ModelAttributes):
         """Computes a prompt's KV ahead of its first request.
 
         Args:
-            prompt: as for `submit`; whole chunks of it are stored. Messages are rendered without the beginning of
+            prompt: as for `submit`. Its whole chunks are stored. Messages are rendered without the beginning of
                 a reply, since another message may follow them.
             tenant: whose cache to warm; default the wrapper's.
             scope: a shared scope to warm instead of a tenant's.
             pin: True keeps it until `unpin`, a number for that many seconds.
             name: shown in dumps beside the pin.
 
+        Returns:
+            How much was cached, and the pin.
+
         Raises:
-            InputError: see `generate`; also a pin on less than a chunk or for no time; both tenant and scope given.
+            InputError: as for `submit`; also a pin on less than a chunk or for no time; both tenant and scope.
             AccessDenied: no such shared scope.
             PinBudgetExceeded: the scope's pins would exceed `pin_budget`.
+            PoolExhausted: the prompt can never fit the pool.
+            ModelOutputError: the model produced NaN or infinity.
         """
         self._check_open()
         tokens = self._tokens(prompt, opens_reply=False)
@@ -281,12 +298,12 @@ class PrefixCachedModel(ModelAttributes):
         )
 
     def unpin(self, pin: Pin) -> None:
-        """Ends a pin; fine if it has expired."""
+        """Ends a pin. Does nothing if the pin has expired."""
         with self.engine.lock:
             self._memory.tree.unpin(pin)
 
     def refresh(self) -> None:
-        """Digests the model again: needed after changes that leave no trace.
+        """Digests the model again, after changes that leave no trace.
 
         These are writes through a tensor's `.data`, changed attributes of modules that are no floats, and changes
         of what a hook remembers. All else is noticed: weights written in place or replaced, modules, adapters
@@ -296,11 +313,15 @@ class PrefixCachedModel(ModelAttributes):
             self._identity.refresh()
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
-        """Waits until the lower tier has written what it was offered; False when time ran out."""
+        """Waits until the lower tier has written or dropped all that it was offered.
+
+        Returns:
+            False if `timeout_seconds` passed before.
+        """
         return True if self._lower is None else self._lower.flush(timeout_seconds)
 
     def stats(self) -> dict[str, Any]:
-        """Totals since start, and the memory as it is now."""
+        """Totals since the start, and the memory as it is now: `docs/operating.md` has each figure."""
         with self.engine.lock:
             memory, tree = self._memory, self._memory.tree
             device = tree.tiers[0]
@@ -339,23 +360,31 @@ class PrefixCachedModel(ModelAttributes):
         return copied.snapshot("engine", counters)
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Writes `take_snapshot()` to a file, all or nothing: `kvtrie dump FILE` reads it."""
+        """Writes `take_snapshot()` to a file as JSON, all or nothing: `kvtrie dump FILE` reads it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         target = Path(path)
         partial = target.with_name(target.name + ".partial")
         partial.write_text(self.take_snapshot().to_json(), encoding="utf-8")
         partial.replace(target)
 
     def check(self) -> None:
-        """Every invariant of tree and pool; AssertionError names what does not hold."""
+        """Checks every invariant of tree and pool, in time proportional to the tree.
+
+        Raises:
+            AssertionError: names what does not hold.
+        """
         with self.engine.lock:
             self._memory.check()
 
     # ---- life
 
     def close(self) -> None:
-        """Cancels what is under way, and lets go of the lower tier.
+        """Cancels requests under way, and closes the lower tier. May be called twice.
 
-        What the tier was offered is written first, within a short deadline.
+        Records that wait for the lower tier are written first, for at most 2 seconds: see `flush`.
         """
         if self._closed:
             return

@@ -1,4 +1,4 @@
-"""Which calls of `generate` can be served exactly, and what their prompts are."""
+"""Arguments of `generate`: which calls are served exactly, and their prompts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kvtrie.api.engine.padding_mask import check_mask
 from kvtrie.prefix_tree.errors import InputError, UnsupportedModel
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""What transformers calls the cache, from 5.24 on and before."""
+"""Names of the cache argument in transformers, from 5.24 on and before."""
 
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")
-"""What `generate` takes for its own loop, neither settings nor inputs; it hands them on to each forward, too."""
+"""Arguments for `generate`'s own loop, neither settings nor inputs; it passes them to each forward, too."""
 
 _REFUSED_ALWAYS = {
     "inputs_embeds": "pass input_ids: the cache is keyed on tokens",
@@ -30,10 +30,10 @@ _REFUSED_ALWAYS = {
 }
 
 _ID_DTYPES = (torch.int64, torch.int32)
-"""What an embedding takes."""
+"""Dtypes of ids that an embedding takes."""
 
 _UNSET_BY_TRANSFORMERS = {"cache_implementation": "hybrid"}
-"""What Gemma 2 and 3 checkpoints still ask for by default; transformers drops it in favour of its dynamic cache."""
+"""Defaults of Gemma 2 and 3 checkpoints that transformers itself replaces by its dynamic cache."""
 
 _REFUSED_WHEN_TRUE = {
     "output_attentions": "attention weights are never formed",
@@ -144,7 +144,7 @@ def whole_mask(input_ids: Any, attention_mask: Any, generation_config: Any) -> T
 
 
 def cache_argument(model: Any) -> str:
-    """Under which name the model's forward, and so `generate`, takes a cache.
+    """The argument in which the model's forward, and so `generate`, takes a cache.
 
     Raises:
         UnsupportedModel: under none that kvtrie knows.

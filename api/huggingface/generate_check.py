@@ -1,8 +1,8 @@
-"""Whether `generate` through kvtrie computes what the model does, tried once, when a model is wrapped.
+"""Checks once, at wrapping, that `generate` through kvtrie computes what the model does.
 
-Transformers changes how its loop hands a cache on, and a model's attention may take in what kvtrie does not see.
-Either would give other tokens without an error. So a wrapper first generates for a prompt of one token and for one
-of several, in a small memory of its own, and compares the logits with those of the model's own forward. That
+Transformers changes how its loop passes a cache on, and a model's attention may use inputs that kvtrie does not
+see. Either would give other tokens without an error. So a wrapper first generates for a prompt of one token and for
+one of several, in a small memory of its own, and compares the logits with those of the model's own forward. That
 costs seven forward passes over at most seven tokens.
 """
 
@@ -74,7 +74,7 @@ def check_generate(model: nn.Module, facts: ModelFacts, identity: ModelIdentity,
             try:
                 output = loop.generate(ids, _plainly(), {"attention_mask": torch.ones_like(ids)}, root, [])
             except ModelOutputError:
-                # Weights that are not loaded yet: a request will say so.
+                # Weights that are not loaded yet: a request will fail with this error.
                 return
             off.append(_difference(model, output))
             if off[-1] <= _tolerance(facts, shape):

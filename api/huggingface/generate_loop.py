@@ -31,7 +31,7 @@ from kvtrie.prefix_tree.keys import TokenArray, as_tokens
 
 
 class HuggingFaceLoop:
-    """Prefills prompts in the engine's packed steps, then lets `model.generate` go on from there."""
+    """Prefills prompts in the engine's packed steps, then runs `model.generate` over them."""
 
     def __init__(self, facts: ModelFacts, memory: KvMemory, identity: ModelIdentity, engine: Engine) -> None:
         self._facts = facts

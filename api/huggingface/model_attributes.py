@@ -16,7 +16,7 @@ class ModelAttributes:
     """
 
     model: Any
-    """As it was wrapped."""
+    """The model that was wrapped, unchanged."""
 
     @property
     def config(self) -> Any:
@@ -30,33 +30,33 @@ class ModelAttributes:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model and of the KV pool."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's weights."""
+        """Dtype of the model's weights."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     @property
     def hf_device_map(self) -> Any:
-        """Where accelerate put each part of the model; AttributeError where it put none."""
+        """Device of each part of the model, by accelerate; AttributeError for a model without it."""
         return self.model.hf_device_map
 
     @property
     def input_modalities(self) -> Any:
-        """As the model says."""
+        """The model's input modalities, e.g. `text`."""
         return self.model.input_modalities
 
     @property
     def output_modalities(self) -> Any:
-        """As the model says."""
+        """The model's output modalities, e.g. `text`."""
         return self.model.output_modalities
 
     def can_generate(self) -> bool:
-        """As the model says."""
+        """Whether the model can generate; a pipeline asks."""
         return bool(self.model.can_generate())
 
     def _prepare_generation_config(self, *args: Any, **arguments: Any) -> Any:

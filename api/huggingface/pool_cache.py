@@ -58,7 +58,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         self.passes = 0
         """Forward passes begun over this cache."""
         self._is_dirty = False
-        """A pass has begun and did not end well: what it wrote may not be finite."""
+        """Whether a pass has begun and did not end well: KV that it wrote may not be finite."""
         self._has_generated = False
         self._input_ids: Tensor | None = None
 
@@ -133,7 +133,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Hands the new keys and values through; the attention function puts them into the pool.
+        """Returns the new keys and values unchanged; the attention function writes them into the pool.
 
         Raises:
             LibraryChanged: no pass over this cache has begun, so nothing would put them there.
@@ -147,7 +147,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         return key_states, value_states
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on from row `beam_idx[i]`: whole chunks stay shared, the last one is copied."""
+        """Row i continues row `beam_idx[i]`: whole chunks stay shared, the last one is copied."""
         sources = beam_idx.tolist()
         with self._lock:
             old, kept = self._rows, set(sources)
@@ -229,7 +229,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         return PoolAttention(self.memory.pool, step)
 
     def _finish(self, ids: Tensor | None, output: Any) -> None:
-        """Takes in what the forward pass computed for `ids`, `[rows, new columns]`."""
+        """Commits the KV that the forward pass computed for `ids`, `[rows, new columns]`."""
         assert ids is not None
         if not torch.isfinite(output.logits[:, -1]).all():
             self.close()
@@ -248,7 +248,7 @@ class PoolCache(Cache, PassRunner):  # type: ignore[misc]
         self.memory.check_if_asked()
 
     def close(self) -> None:
-        """Gives back what the rows hold; whole chunks stay in the tree."""
+        """Frees the rows' leases and private slots; whole chunks stay in the tree."""
         with self._lock:
             for row in self._rows:
                 row.close(poisoned=self._is_dirty)

@@ -1,4 +1,4 @@
-"""What `generate` returns in place of a cache: the tokens whose KV is in the tree, to go on from."""
+"""The handle that `generate` returns in place of a cache: tokens whose KV is in the tree, to be continued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TreeHandle(Cache):  # type: ignore[misc]
         return self._columns
 
     def check_continued_by(self, prompts: list[list[int]]) -> None:
-        """Whether each of `prompts`, padding left out, begins with this handle's row.
+        """Checks that each of `prompts`, padding left out, begins with this handle's row.
 
         Raises:
             InputError: one does not, or there are more or fewer of them.

@@ -1,4 +1,4 @@
-"""One real `PrefixCachedModel.generate`, on a tiny model made on the spot: does it work with what is installed?
+"""One real `PrefixCachedModel.generate` on a tiny random model, to see whether it works with what is installed.
 
 A new release of transformers can change what `generate` does with a cache. Only running it shows that.
 """
@@ -20,7 +20,7 @@ _CHUNK_TOKENS = 8
 def try_generate() -> Finding:
     """Compares cold and warm outputs with the model's own. Takes a second, and as long as importing torch does.
 
-    Whatever fails is the finding, and nothing is raised: any part of an installed library may have changed.
+    Errors become the finding, and none is raised: any part of an installed library may have changed.
     """
     missing = [name for name in ("torch", "transformers") if installed_version(name) is None]
     if missing:
@@ -40,7 +40,7 @@ def try_generate() -> Finding:
 
 
 def _problem() -> str | None:
-    """What is wrong with `generate`; None where nothing is."""
+    """A sentence about what is wrong with `generate`; None if it works."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

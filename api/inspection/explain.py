@@ -1,13 +1,17 @@
 """Why a prompt missed the cache, or how much of it hit: compares a prompt with a snapshot, and gives evidence.
 
-A question with a scope sees only that scope's namespaces and the shared scopes it may read. A question without
-a scope is an operator's and sees the whole snapshot.
+A question with a scope sees only that scope's namespaces and the shared scopes it may read; if the snapshot has no
+such scope, the answer also has names that are like it. A question without a scope is an operator's and sees the
+whole snapshot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from kvtrie.api.inspection.advice import advise
+from kvtrie.api.inspection.divergence import find_divergence, with_change
 from kvtrie.api.inspection.explanation import (
     Computing,
     Divergence,
@@ -18,8 +22,10 @@ from kvtrie.api.inspection.explanation import (
     FieldValue,
     Gap,
     Question,
+    UnknownScope,
 )
 from kvtrie.api.inspection.snapshot_match import SnapshotIndex, StoredMatch, reach
+from kvtrie.api.inspection.unknown_scope import unknown_scope
 from kvtrie.prefix_tree.keys import as_tokens, chunk_keys
 from kvtrie.prefix_tree.snapshot import NamespaceView, NodeView, Snapshot, TombstoneView
 
@@ -68,15 +74,28 @@ class _Inquiry:
         eviction = None if best is None else self._eviction(best)
         gap = None if best is None else self._gap(best)
         computing = None if best is None or not best.awaits else self._computing(best)
-        divergence = None if best is None else self._divergence(best)
+        divergence = None
+        if best is not None:
+            divergence = find_divergence(self._index, best, self._tokens, self._question.context_tokens)
         # 3. The verdict, which is the first that the evidence supports.
-        return Explanation(
-            verdict=self._verdict(matches, best, eviction, gap, elsewhere, divergence),
+        verdict = self._verdict(matches, best, eviction, gap, elsewhere, divergence)
+        # 4. What was lost by a divergence, if anything.
+        if matched >= len(self._tokens) - 1 or (verdict == "tail" and divergence and not divergence.stored):
+            divergence = None
+        if verdict == "diverged" and best is not None and divergence is not None:
+            divergence = with_change(divergence, self._index, best, self._tokens)
+        # 5. The answer, and what to do.
+        cached = self._cached(matched)
+        computed, rate = len(self._tokens) - cached, self._question.prefill_tokens_per_second
+        found = Explanation(
+            verdict=verdict,
             scope=self._question.scope,
             namespace=namespace,
             prompt_tokens=len(self._tokens),
             chunk_tokens=self._chunk_tokens(best),
-            cached_tokens=max(0, min(len(self._tokens) - 1, matched)),
+            cached_tokens=cached,
+            computed_tokens=computed,
+            computed_seconds=None if rate is None else computed / rate,
             whole_chunks=len(path),
             partial_tokens=0 if best is None else best.partial_tokens,
             tiers=self._by_tier(path),
@@ -87,7 +106,10 @@ class _Inquiry:
             computing=computing,
             gap=gap,
             scopes=self._scopes() if self._question.scope is None and not matched else [],
+            unknown_scopes=list(self._unknown_scopes()),
+            advice=[],
         )
+        return replace(found, advice=advise(found))
 
     def _verdict(
         self,
@@ -163,7 +185,18 @@ class _Inquiry:
         fields = self._snapshot.namespaces[namespace].fields
         return all(_is_same(name, value, fields[name]) for name, value in expected.items())
 
+    def _unknown_scopes(self) -> Iterator[UnknownScope]:
+        asked = [] if self._question.scope is None else [self._question.scope]
+        for scope in dict.fromkeys([*asked, *self._question.shared_scopes]):
+            unknown = unknown_scope(self._snapshot, scope)
+            if unknown is not None:
+                yield unknown
+
     # ---- evidence
+
+    def _cached(self, matched: int) -> int:
+        """Cached tokens of a match: the prompt's last token is always computed."""
+        return max(0, min(len(self._tokens) - 1, matched))
 
     def _chunk_tokens(self, best: StoredMatch | None) -> int:
         if best is not None:
@@ -178,29 +211,6 @@ class _Inquiry:
             counts[fastest] = counts.get(fastest, 0) + 1
         return counts
 
-    def _divergence(self, best: StoredMatch) -> Divergence | None:
-        known = len(best.path) + len(best.awaits)
-        position = known * best.chunk_tokens + best.closest_tokens
-        if position >= len(self._tokens):
-            return None
-        around = self._question.context_tokens
-        stored: list[int] = []
-        scope = self._scope(best.namespace)
-        node = best.closest
-        if node is not None:
-            scope = self._scope(node.namespace)
-            stored = node.tokens[best.closest_tokens :]
-        while node is not None and len(stored) < around:
-            node = next(iter(self._index.children(node, node.namespace)), None)
-            stored = stored if node is None else stored + node.tokens
-        return Divergence(
-            position=position,
-            before=self._tokens[max(0, position - around) : position],
-            prompt=self._tokens[position : position + around],
-            stored=stored[:around],
-            scope=scope,
-        )
-
     def _elsewhere(self, matches: Mapping[int, StoredMatch], request: int | None) -> list[Elsewhere]:
         found = []
         matched = 0 if request is None else matches[request].tokens
@@ -212,7 +222,8 @@ class _Inquiry:
             # alike.
             if differences and (match.path or match.tokens > matched):
                 other = self._snapshot.namespaces[i]
-                found.append(Elsewhere(other.digest, other.scope, match.tokens, differences))
+                served = self._cached(match.tokens)
+                found.append(Elsewhere(other.digest, other.scope, served, differences))
         return sorted(found, key=lambda other: (-other.matched_tokens, other.digest))
 
     def _differences(self, request: int | None, other: NamespaceView) -> list[FieldDifference]:

@@ -1,4 +1,4 @@
-"""The question to `explain`, and its answer."""
+"""The question to `explain`, and its answer: data only. `explain.py` finds the verdict, `advice.py` the advice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whose request it is, and what is known about its namespace."""
+    """The scope of a request, and known fields of its namespace."""
 
     scope: str | None = None
     """Scope of the request's tenant; None asks about the whole snapshot."""
@@ -36,6 +36,25 @@ class Question:
     """Fields of the request's namespace. Digests may be cut to 8 hex digits or more."""
     context_tokens: int = 8
     """Tokens shown on each side of a divergence."""
+    prefill_tokens_per_second: float | None = None
+    """Prompt tokens that the model computes in a second, above 0; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a prompt differs from a stored path that it is equal to again after the difference."""
+
+    kind: str
+    """`inserted`: the stored path lacks some of the prompt. `removed`: the prompt lacks some of the stored path.
+    `replaced`: each has some tokens of its own."""
+    prompt_tokens: int
+    """Tokens of the prompt from the divergence to where both are equal again."""
+    stored_tokens: int
+    """Tokens of the stored path in their place."""
+    after_tokens: int
+    """Tokens of the prompt after the change."""
+    same_tokens: int
+    """Those of them that the stored path has too, in the same order; runs of fewer than 8 are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +71,8 @@ class Divergence:
     """The closest stored path from there on; empty where it ends."""
     scope: str
     """Scope of the stored path."""
+    change: Change | None
+    """What kind of change it is; None if nothing is the same after it, or if it is not why the prompt missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +93,7 @@ class Elsewhere:
     digest: str
     scope: str
     matched_tokens: int
+    """Cached tokens that the prompt would have there: never its last token."""
     differences: list[FieldDifference]
 
 
@@ -88,7 +110,7 @@ class EvictionEvidence:
     """Unix seconds."""
     seconds_ago: float
     chunks: int
-    """How many of the prompt's chunks have a tombstone."""
+    """Number of the prompt's chunks that have a tombstone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +136,27 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownScope:
+    """A scope that the question names, and of which the snapshot has no namespace and no eviction."""
+
+    scope: str
+    close: list[str]
+    """Scopes of the snapshot whose names are like it, the closest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do about a miss."""
+
+    action: str
+    """`begin`, `reorder`, `share`, `align`, `keep` or `refill`."""
+    text: str
+    """The same in words."""
+    saves_tokens: int
+    """At most this many more tokens of the prompt would be cached."""
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The answer of `explain`. Fields that do not apply are None or empty."""
 
@@ -127,6 +170,10 @@ class Explanation:
     chunk_tokens: int
     cached_tokens: int
     """Cached tokens that a request with this prompt would use: at most `prompt_tokens - 1`."""
+    computed_tokens: int
+    """The prompt's other tokens: what the request costs in prefill."""
+    computed_seconds: float | None
+    """Time to compute them at the rate of the question; None without one."""
     whole_chunks: int
     """Chunks that match in full."""
     partial_tokens: int
@@ -136,6 +183,7 @@ class Explanation:
     through: list[str]
     """Scopes that the matched chunks belong to."""
     divergence: Divergence | None
+    """None if nothing was lost by it: for a hit, and where the stored path ends within the last whole chunk."""
     elsewhere: list[Elsewhere]
     """Other visible namespaces, the one that holds most of the prompt first."""
     eviction: EvictionEvidence | None
@@ -143,3 +191,6 @@ class Explanation:
     gap: Gap | None
     scopes: list[str]
     """Every scope of the snapshot, if no scope was asked for and nothing matched; else empty."""
+    unknown_scopes: list[UnknownScope]
+    advice: list[Advice]
+    """Empty if nothing in the evidence says what would help."""

@@ -1,4 +1,4 @@
-"""Which packages, devices and programs that kvtrie can use this machine has, found without heavy imports.
+"""Packages, devices and programs of this machine that kvtrie can use, found without heavy imports.
 
 torch alone takes seconds to import, so versions are read from package metadata, and torch is imported
 only where the machine has a GPU to ask it about.
@@ -39,6 +39,7 @@ PACKAGES = (
     Package("xxhash", True, "chunk keys"),
     Package("triton", False, "the GPU kernels; comes with torch for GPUs"),
     Package("transformers", False, "PrefixCachedModel, tokenizers by name"),
+    Package("huggingface-hub", False, "models and tokenizers by name"),
     Package("tokenizers", False, "tokenizers by file"),
     Package("peft", False, "adapters of a wrapped model"),
     Package("mistral-common", False, "tekken tokenizers"),
@@ -50,6 +51,7 @@ PACKAGES = (
     Package("uvicorn", False, "the sidecar"),
     Package("httpx", False, "the sidecar's client"),
     Package("rich", False, "the progress of `kvtrie trace simulate`"),
+    Package("shtab", False, "`kvtrie completion`"),
     Package("matplotlib", False, "`kvtrie trace simulate --plot`"),
 )
 """Packages kvtrie can use; `tested_versions.json` has each."""
@@ -61,7 +63,7 @@ class Finding:
 
     name: str
     found: str
-    """What was found; empty if it is missing."""
+    """Version, name or place of it; empty if it is missing."""
     is_ok: bool
     is_needed: bool
     """Whether the core does not work without it, or it was asked for."""

@@ -23,7 +23,7 @@ class StoredMatch:
     closest: NodeView | None
     """The chunk after `path` and `awaits` that shares most tokens with the rest of the prompt, or None."""
     closest_tokens: int
-    """How many tokens it shares."""
+    """Number of tokens that it shares."""
     chunk_tokens: int
 
     @property
@@ -117,7 +117,7 @@ def _closeness(match: StoredMatch) -> tuple[int, int, int, bool]:
 
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
+    """Number of leading tokens that two sequences share."""
     shared = 0
     for left, right in zip(one, other):
         if left != right:

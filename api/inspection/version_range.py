@@ -34,7 +34,7 @@ class VersionRange:
 
 
 def ranges_tested() -> dict[str, VersionRange]:
-    """By the name of the package, as pip spells it."""
+    """Range of tested versions of each package, by its name as pip spells it."""
     return {
         name: VersionRange(**ends) for name, ends in json.loads(_FILE.read_text(encoding="utf-8")).items()
     }

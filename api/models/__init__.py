@@ -1,1 +1,1 @@
-"""What kvtrie knows of a Hugging Face model, and how it runs one."""
+"""Facts about a Hugging Face model: is it served, what identifies it, and how it runs on kvtrie's attention."""

@@ -1,6 +1,6 @@
-"""PEFT's adapters inside a model: which are served, what they are set to, and the digest of their contents.
+"""PEFT's adapters inside a model: which are served, their settings, and the digest of their contents.
 
-PEFT is asked by what its layers have, never imported: it need not be installed.
+PEFT is never imported, since it need not be installed: its layers are recognised by their attributes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SERVED = "kvtrie serves adapters that change weights only, such as LoRA"
 
 
 class TunerState(NamedTuple):
-    """What one PEFT layer is set to."""
+    """Settings of one PEFT layer."""
 
     active: tuple[str, ...]
     disabled: bool
@@ -66,7 +66,7 @@ def tuner_layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def tuner_state(tuner: Any) -> TunerState:
-    """What a layer is set to now."""
+    """Present settings of a layer."""
     scaling = getattr(tuner, "scaling", None) or {}
     return TunerState(
         tuple(tuner.active_adapters),

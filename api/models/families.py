@@ -1,7 +1,7 @@
 """The model families that kvtrie serves, and the well-known ones that it does not serve, each with its reason.
 
 A family is a `model_type` of a transformers config; the installed version need not have it. A family is added
-here when it passes the exactness tests, and `docs/models.md` is made from here.
+here when it passes `tests/api/huggingface/test_exactness.py`, and `docs/models.md` is made from here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Family:
     """One family that is served."""
 
     name: str
-    """As its makers call it."""
+    """Name that its makers use."""
     has_window: bool = False
     """Some or all of its layers may have a sliding window."""
     has_softcap: bool = False
@@ -26,7 +26,7 @@ class Family:
     wrappers: tuple[str, ...] = ()
     """Model types that add images or sound, whose text is tested."""
     notes: str = ""
-    """What else a user should know."""
+    """Remark for users."""
 
 
 FAMILIES = {
@@ -108,4 +108,4 @@ NOT_SERVED = {
     "qwen3_next": "most of its layers keep a recurrent state in place of keys and values",
     "stablelm": "its layers do not hand keywords on to their attention",
 }
-"""Why a family is refused, by model type. A family in neither table is refused because it was not tested."""
+"""Reason why a family is refused, by model type. A family in neither table is refused because it was not tested."""

@@ -1,7 +1,7 @@
-"""What kvtrie must know of a Hugging Face model before it may serve it, and whom it refuses.
+"""Facts about a Hugging Face model that are checked before it is served; models that fail are refused.
 
 A family is served when its KV depends on nothing but tokens and absolute positions, and every layer's
-attention goes through the registered function. Families are a table, kept by hand and tested one by one; and each
+attention is computed by the registered function. Families are a table, kept by hand and tested one by one; and each
 model is tried with a few tokens, whose logits must be the model's own.
 """
 
@@ -39,21 +39,21 @@ class ModelFacts:
     key_dim: int
     value_dim: int
     dtype: str
-    """Of keys and values, e.g. `float32`."""
+    """Dtype of keys and values, e.g. `float32`."""
     device: torch.device
     vocabulary: int
-    """As it was wrapped; `config.vocab_size` follows `resize_token_embeddings`."""
+    """Tokens of the vocabulary at wrapping; `config.vocab_size` follows `resize_token_embeddings`."""
     max_positions: int
     """Most tokens of a sequence for which the model's attention is exactly reproduced."""
     limited_by: str
-    """Which config field `max_positions` comes from."""
+    """The config field that limits `max_positions`."""
 
     def chunk_shape(self, chunk_tokens: int) -> ChunkShape:
         """The shape of one chunk of this model's KV."""
         return ChunkShape(self.layers, self.kv_heads, chunk_tokens, self.key_dim, self.value_dim, self.dtype)
 
     def layout(self) -> str:
-        """Canonical JSON of all that lays out a layer's KV, for the namespace."""
+        """Canonical JSON of layers, heads, dims, RoPE parameters and windows, for the namespace."""
         return json.dumps(
             {
                 "layers": self.layers,
@@ -156,15 +156,15 @@ def _window(config: Any) -> int | None:
 
 
 def _check_windows(kind: str, config: Any, told: dict[int, int | None], positions: int) -> None:
-    """Whether each layer tells its attention the window that the model's own masks would give it.
+    """Checks that each layer passes to its attention the window that the model's own masks would give it.
 
     `positions` is the length of the longest sequence.
 
     Raises:
-        UnsupportedModel: names the first layer whose mask says something else.
+        UnsupportedModel: names the first layer whose mask differs.
     """
     window, kinds = _window(config), getattr(config, "layer_types", None)
-    # A window of all positions hides nothing, whoever applies it.
+    # A window of all positions hides nothing.
     hides_nothing = {
         None,
         *(seen for seen in (window, *told.values()) if seen is not None and seen >= positions),

@@ -1,4 +1,4 @@
-"""Which model this is: digests of config, weights and active adapters, renewed when any of them changes.
+"""The identity of a model: digests of config, weights and active adapters, renewed when any of them changes.
 
 Digesting reads every byte of the weights, so it is done once. Every call and every step compare the model's
 `ModelState` and the active adapters; only a difference digests again. Not seen are writes through `.data`
@@ -59,18 +59,18 @@ _KNOWN = 64
 """Combinations of adapters and settings whose digests are remembered."""
 
 _NAMESPACES = 1024
-"""Namespaces remembered, by scope and digests; another one is made again when it is asked for."""
+"""Namespaces that are remembered, by scope and digests; others are made again when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What a model's own contents contribute to its namespaces."""
+    """Fields of a namespace that depend on the model's contents."""
 
     weights: str
     adapter: str
 
     def describe(self, namespace: Namespace) -> bool:
-        """Whether KV of this model belongs into `namespace`."""
+        """Whether KV of this model may be stored in `namespace`."""
         return (namespace.weights, namespace.adapter) == (self.weights, self.adapter)
 
 
@@ -89,14 +89,14 @@ class ModelIdentity:
         self._state = StateReader(facts.model)
         self._tuners = tuner_layers(facts.model)
         self._known: OrderedDict[object, Digests] = OrderedDict()
-        """Of the tensors as they are now, by all else that digests depend on."""
+        """Digests of the present tensors, by all else that digests depend on."""
         self._known_tensors: object = None
         self._storages: list[object] = []
-        """Of those tensors, so that no other tensor gets one of their addresses."""
+        """Storages of those tensors, kept alive so that no other tensor gets one of their addresses."""
         self._weights_state: object = None
         self._weights = ""
         self._nonce = uuid.uuid4().hex
-        """Stands for what cannot be digested, the code of hooks: such KV is shared with nobody."""
+        """Random digest in place of the code of hooks, which has no digest: such KV is shared with no process."""
         self._namespaces: OrderedDict[tuple[str, str, Digests], Namespace] = OrderedDict()
 
     def namespace(self, scope: str, salt: str = "") -> Namespace:

@@ -1,11 +1,11 @@
-"""What a model's layers ask of attention, and whether its logits come out right: tried with seven tokens.
+"""Tries a model with seven tokens: how its layers call attention, and whether its logits are right.
 
     the model's own pass   0 1 2 3 4 5 6
     the view's two passes  0 1 2 3 4 | 5 6      the second attends to the keys and values of the first, too
 
 The attention is the plain one, in fp32. So where the logits differ, the model does something that kvtrie does not
-know of: its layers mix tokens outside attention or keep a state, it masks what it does not say, or it counts
-positions by itself. `generate_check` tries the rest of the way, through the pool and transformers' `generate`.
+know of: its layers mix tokens outside attention or keep a state, mask tokens without passing a mask, or count
+positions by themselves. `generate_check` tries the rest of the way, through the pool and transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST_TOLERANCE = 1e-3
 """The same for fp32, whose rounding, 2e-6 in the families served, is far below what a wrong layer changes."""
 
 TF32_PRECISION = 2.0**-10
-"""Of fp32 matrices multiplied in TF32."""
+"""Precision of fp32 matrices that are multiplied in TF32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What the layers of a model told their attention function."""
+    """Calls of the attention function by the layers of a model, and the logits that resulted."""
 
     shapes: dict[int, LayerShape]
     """By layer; layers that never reached the function are missing."""
@@ -59,7 +59,7 @@ class Probed:
     ids: Tensor
     """The tokens tried, int `[tokens]`."""
     logits: Tensor
-    """Of the view's passes, fp32 `[tokens, vocabulary]`."""
+    """Logits of the view's passes, fp32 `[tokens, vocabulary]`."""
 
 
 def probe(kind: str, root: Any, config: Any, device: torch.device, draw: int = 0) -> Probed:
@@ -131,7 +131,7 @@ def check_logits(model: nn.Module, root: Any, config: Any, probed: Probed) -> No
 
 
 def _difference(model: nn.Module, probed: Probed) -> float:
-    """Of the token that differs most: root mean square over the vocabulary, in units of the logits' spread."""
+    """Difference of the logits at the worst token: root mean square over the vocabulary, over their spread."""
     # Not `model(...)`: a model compiled in place would be compiled for these few tokens.
     forward: Any = model._call_impl
     with torch.no_grad():
@@ -210,7 +210,7 @@ def _tokens(config: Any, count: int, draw: int) -> list[int]:
 
 
 def _precision(probed: Probed) -> float:
-    """Of the numbers that the model computes with."""
+    """Precision of the numbers that the model computes with."""
     precision = max(torch.finfo(getattr(torch, shape.dtype)).eps for shape in probed.shapes.values())
     if probed.logits.device.type != "cpu" and torch.get_float32_matmul_precision() != "highest":
         return max(precision, TF32_PRECISION)

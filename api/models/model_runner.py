@@ -26,7 +26,7 @@ class ModelRunner:
         """Whether the head computes logits of chosen rows only; otherwise of all, and they are chosen here."""
 
     def check_tokens(self, tokens: TokenArray, max_new_tokens: int) -> None:
-        """Whether a prompt can be run at all.
+        """Checks that a prompt and its completion can be run.
 
         Raises:
             InputError: empty, a token outside the vocabulary, or beyond the model's positions.
@@ -81,7 +81,7 @@ class ModelRunner:
         return logits
 
     def forward_lanes(self, lanes: DecodeLanes, launch: LaunchPlan) -> Tensor:
-        """As `forward`, for a step whose inputs stand in lanes on the device: fp32 logits `[lanes, vocabulary]`.
+        """As `forward`, for a step whose inputs are in lanes on the device: fp32 logits `[lanes, vocabulary]`.
 
         Device work only, so that it can be captured.
         """

@@ -1,4 +1,4 @@
-"""What of a model can be compared at every step: where its tensors are, their versions, settings and hooks."""
+"""State of a model that is compared at every step: addresses and versions of tensors, settings, hooks."""
 
 from __future__ import annotations
 
@@ -115,13 +115,13 @@ class _Parts:
 
     modules: list[nn.Module]
     attributes: list[dict[str, Any]]
-    """Of each module."""
+    """Attributes of each module."""
     children: list[dict[str, nn.Module | None]]
     """Submodules of each module."""
     found: list[nn.Module | None]
     """All submodules when the lists were made."""
     counts: list[int]
-    """How many each module had then."""
+    """Number of submodules that each module had then."""
     tensors: list[dict[str, Tensor | None]]
     """Parameters and buffers."""
     originals: list[Tensor]
@@ -187,7 +187,7 @@ def _global_hooks() -> list[object]:
 
 
 def _replacements(module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
-    """What runs in or around a module's own forward."""
+    """Hooks around a module's forward, and the forward itself if it was replaced."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     found = [("hook", hook) for hook in hooks if getattr(hook, "__module__", "") not in _HARMLESS_HOOKS]
     if "forward" in module.__dict__:

@@ -35,7 +35,7 @@ from kvtrie.api.models.model_state import version
 from kvtrie.api.models.rope import depends_on_length
 
 WAY_OUT = "Install a version that `kvtrie doctor` lists as tested, or use submit() and stream()"
-"""What to do where an installed library is not the one that kvtrie was written against."""
+"""Remedy for an installed library that works in a way that kvtrie was not written for."""
 
 
 class PassRunner:
@@ -58,7 +58,7 @@ _HOOKS = (
 
 @dataclass(frozen=True, slots=True)
 class _Double:
-    """A module of the model and the one that stands for it in the view."""
+    """A module of the model, and its double in the view."""
 
     original: nn.Module
     module: nn.Module
@@ -143,7 +143,7 @@ class ModelView:
         self.sync()
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the root computes; `kwargs` name a step's attention, or hold the cache of a `generate` call."""
+        """Runs the root's forward. `kwargs` have a step's attention, or the cache of a `generate` call."""
         if self.sync():
             return self.root(*args, **kwargs)
         double = self._doubles[-1]
@@ -154,7 +154,7 @@ class ModelView:
             if isinstance(value, PassRunner):
                 return value.run_pass(forward, args, kwargs)
         if KEYWORD not in kwargs:
-            # A pass of somebody else's, as guidance by a negative prompt makes them: not over kvtrie's cache.
+            # A pass that is not over kvtrie's cache, e.g. one of guidance by a negative prompt.
             return self.model(*args, **kwargs)
         return forward(*args, **kwargs)
 
@@ -207,7 +207,7 @@ def _rebound(forward: Any, double: _Double) -> Any:
 
 
 def _made_of(module: nn.Module) -> object:
-    """What a module that rewrites its frequencies computes them from."""
+    """Inputs from which a module computes its frequencies, for comparison."""
     originals = [
         (b.data_ptr(), version(b)) for n, b in module._buffers.items() if b is not None and "original" in n
     ]

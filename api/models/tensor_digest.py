@@ -17,7 +17,7 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, dtypes, shapes and bytes; hashlib lets go of the GIL, so threads help."""
+    """sha256 over names, dtypes, shapes and bytes; hashlib releases the GIL, so threads help."""
     with ThreadPoolExecutor(max_workers=4) as threads:
         parts = sorted(threads.map(_digest_tensor, tensors))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The sidecar: a cache process beside the model servers of one host, and the client that engines use.
+"""The sidecar: a cache process beside the model servers of one host. Its client is `api/tiers/sidecar_tier.py`.
 
-Nothing is imported here: `client` needs httpx, `serving` needs FastAPI and uvicorn, `address` neither.
+Nothing is imported here: `app` and `run_sidecar` need FastAPI and uvicorn, `sidecar` does not.
 """

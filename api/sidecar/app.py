@@ -1,4 +1,7 @@
-"""The sidecar's routes: parse, call, reply. `docs/sidecar.md` has each with a command."""
+"""The sidecar's routes: parse, call, reply. `docs/sidecar.md` has each with a command.
+
+A new route is described in `openapi.py` too.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,11 @@ _BESIDE_BYTES = 1 << 20
 
 
 def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable | None = None) -> ASGIApp:
-    """The sidecar as an ASGI application; `sidecar` stays the caller's to close.
+    """The sidecar as an ASGI application. The caller closes `sidecar`.
 
-    `connections` is where the server enters its connections; left out, they are neither counted nor bounded.
+    The server enters its connections in `connections`; without one they are neither counted nor bounded.
     """
+    # 1. What all requests share: limits, keys, room for bodies.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     limits, chunk_tokens = sidecar.limits, sidecar.config.chunk_tokens
     connections = connections if connections is not None else ConnectionTable(limits)
@@ -49,6 +53,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     receiving = door.receiving
     max_frame_bytes = min(limits.max_record_bytes, receiving.longest_bytes - _BESIDE_BYTES)
 
+    # 2. Records of one scope.
     @app.post("/v1/match")
     async def match(request: Request) -> Response:
         caller = door.caller(request)
@@ -93,6 +98,7 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
             }
         )
 
+    # 3. The tree, figures and health.
     @app.get("/v1/tree")
     async def tree(request: Request) -> Response:
         visible = door.caller(request).visible()
@@ -119,9 +125,10 @@ def create_app(sidecar: Sidecar, tenants: Tenants, connections: ConnectionTable 
     async def readyz() -> Response:
         ready = sidecar.is_usable()
         store = await run_sync(sidecar.store_state)
-        # A store that is down makes the sidecar poorer, not unready.
+        # The sidecar stays ready without its store; hits are fewer.
         return JSONResponse({"ready": ready, "store": store}, 200 if ready else 503)
 
+    # 4. Every error as `{"error": "one sentence"}`.
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
@@ -170,7 +177,7 @@ async def _body(request: Request, max_bytes: int, charge: Charge) -> bytes:
 
 
 async def _frames(records: Sequence[bytes]) -> AsyncIterator[bytes]:
-    """`wire.frame(records)` in pieces: a large record goes out as it is, uncopied."""
+    """`record_frames.frame(records)` in pieces: a large record is sent as it is, uncopied."""
     together: list[bytes] = []
     size = 0
     for record in records:

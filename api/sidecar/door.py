@@ -1,4 +1,4 @@
-"""The sidecar's door: which requests are let in, as whom, and what their bodies may take."""
+"""Admission of requests to a sidecar: the caller of each, and the memory that its body may take."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kvtrie.api.sidecar.metrics import Page
 
 
 class Door:
-    """Called on the event loop only.
+    """Admits requests by their keys. Called on the event loop only.
 
     Args:
-        tenants: whose keys open it.
-        connections: of this sidecar.
-        receive_bytes: of bodies that are not whole yet, over all requests.
+        tenants: callers by key.
+        connections: connections of this sidecar.
+        receive_bytes: most bytes of unfinished bodies, over all requests.
     """
 
     def __init__(self, tenants: Tenants, connections: ConnectionTable, receive_bytes: int) -> None:

@@ -1,6 +1,6 @@
 """A snapshot of the host tier as one caller may see it: its own scopes, in its own keys.
 
-`prefix_tree.take_snapshot` pictures a whole tree; here the work too must not depend on what others hold.
+`prefix_tree.take_snapshot` takes in a whole tree. Here even the work must not depend on other tenants' chunks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Seen:
 def take_host_snapshot(
     held: HostTier, scopes: Collection[str] | None, counters: Mapping[str, int | float]
 ) -> Snapshot:
-    """Pictures `scopes`, or all. Only the walk is under the tree's lock. O(nodes of `scopes`)."""
+    """Takes a snapshot of `scopes`, or of all. Only the walk is under the tree's lock. O(nodes of `scopes`)."""
     with held.lock:
         homes = held.homes(scopes)
         seen: list[_Seen] = []
@@ -93,7 +93,7 @@ def _view(number: int, entry: _Seen, tier: str) -> NodeView:
 
 
 def _tier(held: HostTier, scopes: Collection[str] | None, chunks: int) -> TierView:
-    """The tier's figures over `scopes`. What others use of it counts as free."""
+    """The tier's figures over `scopes`. Memory that other scopes use counts as free."""
     tier = held.tier
     booked = {name: b for name, b in sorted(tier.scopes.items()) if scopes is None or name in scopes}
     used = sum(b.used_bytes for b in booked.values())

@@ -1,4 +1,6 @@
-"""Figures in Prometheus' text format. Names and labels are few: scopes and reasons, nothing of content."""
+"""Figures in Prometheus' text format. Labels are scopes and reasons, never tokens or keys.
+
+`docs/operating.md` has each metric."""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def render_metrics(
     writing: WriteBehindStats | None,
     what_if: Mapping[str, Mapping[int, float]],
 ) -> str:
-    """The exposition of one moment."""
+    """The figures of one moment, as text."""
     # 1. Copy the tier's figures under its lock.
     page = Page()
     with held.lock:
@@ -90,7 +92,7 @@ def render_metrics(
 
 
 class Page:
-    """Families one after the other."""
+    """A page of metric families, in the order in which they are added."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -103,7 +105,7 @@ class Page:
             self._lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
 
     def text(self) -> str:
-        """All of it."""
+        """The whole page."""
         return "\n".join(self._lines) + "\n"
 
 

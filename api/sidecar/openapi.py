@@ -1,6 +1,7 @@
 """The OpenAPI document of a sidecar: every route, its bodies, and what it may answer.
 
-Written out, because bodies are binary (`wire.py`) and the routes take bare requests: nothing could be derived.
+Written by hand: bodies are binary (`record_frames.py`) and the routes take bare requests, so nothing could be
+derived.
 """
 
 from __future__ import annotations

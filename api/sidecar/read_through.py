@@ -1,4 +1,4 @@
-"""From the host tier down to the store: what is missing above is read below, verified, and kept."""
+"""Reads from the store behind a sidecar: records that the host tier lacks are read, verified and kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kvtrie.store import Record, decode_record
 _LOG = logging.getLogger(__name__)
 
 FIRST_KEYS = 4
-"""Asked for at first: a miss costs little, and the first record tells how large they are."""
+"""Keys asked for at first: a miss costs little, and the first record shows how large records are."""
 BATCH_BYTES = 32 << 20
-"""Aimed at in later batches."""
+"""Size of later batches, about."""
 MOST_KEYS = 256
 
 
@@ -29,7 +29,7 @@ class ReadThrough:
     Args:
         seconds: after this long no further batch is asked for. With the store's own deadline for the last
             one, a read takes no longer than the two together.
-        counters: gets `store_chunks`, `store_outages`, `store_rejected.<reason>`.
+        counters: counts `store_chunks`, `store_outages`, `store_rejected.<reason>`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ReadThrough:
     ) -> list[bytes]:
         """Records of the longest prefix of `keys` that the store has and that chain to `after`.
 
-        Where nothing above them is held (`after` is None) the path is climbed to where it is, or to its
+        If nothing above them is held (`after` is None), records above are read up to one that is held, or to the
         root. Each record is verified, then kept in the host tier if there is room. An outage ends the prefix.
         """
         found: list[bytes] = []
@@ -134,7 +134,7 @@ class ReadThrough:
                 self._keep(scope, record, data)
 
     def _keep(self, scope: str, record: Record, data: bytes) -> None:
-        """Admits a verified record; served it is in any case."""
+        """Stores a verified record in the host tier if there is room; it is served in any case."""
         try:
             self._held.admit(scope, record, data)
         except (RecordError, StoreFull) as error:

@@ -1,4 +1,4 @@
-"""Runs a sidecar until it is told to stop."""
+"""Runs a sidecar until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GRACE_SECONDS = 5
 _ACCEPTED_AT_ONCE = 128
 """Connections that the event loop takes at a time: so many may be open before the first of them is counted."""
 _OTHER_FILES = 64
-"""Descriptors for what are no connections of clients: listeners, the store's, the trace."""
+"""Descriptors besides connections of clients: listeners, the store's connections, the trace."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then lets requests finish and removes socket files.
 
-    `announce` is called once the sockets accept connections. `sidecar` stays the caller's to close.
+    `announce` is called once the sockets accept connections. The caller closes `sidecar`.
 
     Raises:
         InputError: it may not, or cannot, listen on one of `addresses`.
@@ -89,8 +89,7 @@ def _within_open_files(limits: Limits) -> Limits:
 
 @contextmanager
 def _surviving_signals() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it once more when it is done; that must not end us before
-    the socket files are gone."""
+    """Ignores the signal that uvicorn raises once more when it has stopped, until socket files are removed."""
 
     def ignore(_: int, __: FrameType | None) -> None:
         return None

@@ -1,4 +1,4 @@
-"""The store behind a sidecar: one store for all scopes, in which none can name another's records."""
+"""The store behind a sidecar: one store for all scopes, in which no scope can name another's records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROBE = bytes(KEY_BYTES)
 
 
 def scoped_key(scope: str, namespace: bytes, key: bytes) -> bytes:
-    """Where a scope's record lies in the store: 16 bytes, like a chunk key."""
+    """Key of a scope's record in the store: 16 bytes, like a chunk key."""
     encoded = scope.encode()
     tagged = len(encoded).to_bytes(4, "little") + encoded + namespace + key
     return hashlib.blake2b(tagged, digest_size=KEY_BYTES, person=_PERSON).digest()
@@ -52,7 +52,7 @@ class ScopedStore:
         return True
 
     def stats(self) -> WriteBehindStats:
-        """How the writing goes, over all scopes."""
+        """Counts of the queue to the store, over all scopes."""
         return self._behind.stats()
 
     def close(self, timeout_seconds: float) -> None:

@@ -38,7 +38,7 @@ class SidecarConfig:
     """Tokens of every chunk, as its engines have it."""
     store_read_seconds: float = 0.75
     """Most time a lookup spends on the store, and the store's own deadline: twice this is below the
-    client's deadline, so that a hung store costs what it holds and not what the host tier holds."""
+    client's deadline, so that with a hung store the host tier's records are still served in time."""
     eviction: Eviction = field(default_factory=Eviction)
     """Which chunks are evicted when the host tier is full."""
     receive_bytes: int | None = None
@@ -71,7 +71,7 @@ class PutOutcome:
 
     stored: int = 0
     held: int = 0
-    """Records that were there already."""
+    """Records that were held already."""
     rejected: Counter[str] = field(default_factory=Counter)
     """By reason: a `RecordError.reason`, or `full`."""
     unnamed: set[bytes] = field(default_factory=set)
@@ -82,7 +82,7 @@ class Sidecar:
     """The host tier, the store behind it, and the counters. Thread-safe; calls may wait for the store.
 
     Args:
-        store: where records go behind the host tier; closed with the sidecar. None for nowhere.
+        store: is written behind the host tier, and closed with the sidecar; None for no store.
 
     Raises:
         InputError: the store key is not of 16 to 64 bytes, or KVTRIE_TRACE cannot be written.
@@ -101,7 +101,7 @@ class Sidecar:
             eviction=self.config.eviction,
         )
         self.watch = TrafficWatch(self.config.chunk_tokens, "sidecar")
-        """Told of every get."""
+        """Request log and what-if curves of gets."""
         self._store = None if store is None else ScopedStore(store)
         self._below = None if self._store is None else ReadThrough(
             self.held,
@@ -141,7 +141,7 @@ class Sidecar:
         return records
 
     def put(self, scope: str, records: Sequence[bytes], outcome: PutOutcome) -> None:
-        """Verifies and keeps encoded records, in path order, and writes them behind; adds to `outcome`."""
+        """Verifies encoded records, in path order, stores them and writes them behind; adds to `outcome`."""
         for data in records:
             try:
                 record = decode_record(data, self.config.store_key)

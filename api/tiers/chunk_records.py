@@ -1,7 +1,7 @@
-"""Chunks of the pool as records of a lower tier, and back: the only place where the two meet.
+"""Chunks of the pool as records of a lower tier, and back; every record that is loaded is verified here.
 
-What comes back is believed only after `expect_record` has compared all of it with what this process
-computed for itself: a record that differs in anything is a miss, counted by reason.
+A record that was loaded is used only after `expect_record` has compared all of it with what this process
+computed itself: a record that differs in anything is a miss, counted by reason.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class ChunkRecords:
     """Offers published chunks to `tier` and loads missing ones from it.
 
     Args:
-        pool: where chunks stand on the device.
-        tier: where records go.
+        pool: holds chunks on the device.
+        tier: holds records.
         store_key: seals records with a keyed MAC; None for a plain checksum.
-        counters: gets `loaded_chunks`, `lower_outages`, `records_rejected.<reason>`.
+        counters: counts `loaded_chunks`, `lower_outages`, `records_rejected.<reason>`.
 
     Raises:
         InputError: the store key is not of 16 to 64 bytes.
@@ -154,7 +154,7 @@ class ChunkRecords:
         self._counters["loaded_chunks"] += 1
 
     def _expect_finite(self, record: Record) -> None:
-        """Nothing that is not finite is ever offered, and restored it would fail every request that reads it."""
+        """Checks for NaN and infinity: no such record is offered, and every request that reads one would fail."""
         shape = self._pool.shape
         if not shape.is_quantised:
             if not _is_finite(np.frombuffer(record.payload, np.uint8), shape.dtype):

@@ -1,4 +1,4 @@
-"""A client's namespace in one scope of a sidecar, and which of them hold nothing."""
+"""Homes: a client's namespace in one scope of a sidecar; and the homes without chunks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from kvtrie.api.tiers.record_link import RecordLink
 from kvtrie.prefix_tree import Node, Root
 
 NAMESPACE_BYTES = 4096
-"""Charged for a namespace besides its record."""
+"""Bytes charged for a namespace besides its record."""
 
 
 @dataclass(slots=True, eq=False)
 class Home:
-    """One client namespace in one scope: where its paths begin, and how its keys are found."""
+    """One client namespace in one scope: the root of its paths, and its chunks by key."""
 
     scope: str
     namespace: bytes
@@ -28,7 +28,7 @@ class Home:
 
     @property
     def own_bytes(self) -> int:
-        """Bytes it is charged besides its chunks."""
+        """Bytes charged for it besides its chunks."""
         return NAMESPACE_BYTES + len(self.record or b"")
 
 
@@ -50,12 +50,12 @@ class EmptyHomes:
         self._of_scope: dict[str, dict[Home, None]] = {}
 
     def add(self, home: Home) -> None:
-        """It holds no chunk from now on."""
+        """Notes that a home has lost its last chunk, or is new."""
         self._all[home] = None
         self._of_scope.setdefault(home.scope, {})[home] = None
 
     def discard(self, home: Home) -> None:
-        """It holds one, or is forgotten."""
+        """Notes that a home has a chunk, or is forgotten."""
         if home in self._all:
             del self._all[home]
             of_scope = self._of_scope[home.scope]
@@ -64,6 +64,6 @@ class EmptyHomes:
                 del self._of_scope[home.scope]
 
     def oldest(self, spared: Home | None, scope: str | None) -> Home | None:
-        """The first of one scope, or of all, that is not `spared`."""
+        """The home of one scope, or of any, that has been without chunks for longest and is not `spared`."""
         among = self._all if scope is None else self._of_scope.get(scope, {})
         return next((home for home in among if home is not spared), None)

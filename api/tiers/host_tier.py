@@ -3,8 +3,10 @@
 A chunk has two keys here.
     client key ... chained from the client's namespace digest; records carry it, and clients look chunks up by it
     tree key ..... chained from the digest of a namespace that this tier makes of the scope and the client's
-    namespace,
-                   so two tenants that send the same namespace and the same tokens share no entry of the index
+                   namespace, so two tenants that send the same namespace and tokens share no entry of the index
+
+All tenants' chunks are leaves and inner nodes of one tree: the memory is not partitioned. The policy (LRU by
+default) orders all leaves together; shares and quotas of scopes work on top of it.
 
 The tier's books count all of its memory:
     used ...... len(record) of every chunk, charged to its scope; leaves are evicted in the order of the policy
@@ -39,10 +41,10 @@ LONGEST_NAMESPACE_RECORD = 1 << 16
 
 
 class HostTier:
-    """Records of all scopes. Thread-safe: every method takes `lock`, for no longer than a lookup takes.
+    """Records of all scopes. Thread-safe: every method takes `lock`, for about the time of a lookup.
 
     Args:
-        capacity_bytes: of the tier.
+        capacity_bytes: size of the tier.
         chunk_tokens: tokens of every chunk; records of other chunks are rejected.
         counters: counts `evictions.<reason>` and `forgotten_namespaces`.
         max_namespaces: most namespaces with chunks that one scope may have.
@@ -77,9 +79,9 @@ class HostTier:
     # ---- reading
 
     def match(self, scope: str, namespace: bytes, tokens: bytes) -> int:
-        """How many whole chunks of a prompt (int32le) are held; its last token is left out, as it must be computed.
+        """Number of whole chunks of a prompt (int32le) that are held. Its last token, to be computed, is left out.
 
-        The path counts as just used, so it is not evicted next. Counts no hit.
+        The path counts as used now, and is not evicted next. It counts no hit.
         """
         with self.lock:
             home = self._homes.get((scope, namespace))
@@ -116,7 +118,7 @@ class HostTier:
             return [] if node is None else [_held(above).link.key for above in node.path()[:-1]]
 
     def chunks_of(self, scopes: Collection[str] | None) -> dict[str, int]:
-        """How many chunks each of `scopes` has here; each scope's for None."""
+        """Number of chunks of each of `scopes`; of every scope for None."""
         with self.lock:
             chunks: Counter[str] = Counter()
             for home in self.homes(scopes):

@@ -1,4 +1,4 @@
-"""From a store's URL to a lower tier."""
+"""From the URL of `store=` to a lower tier: a sidecar's, or a store that `store/open_store.py` knows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kvtrie.store import open_store
 
 
 def open_lower(url: str, api_key: str | None = None, shared_scopes: Collection[str] = ()) -> LowerTier:
-    """`http://...`, `https://...` and `unix:///...` are a sidecar; everything else is a store.
+    """Opens a sidecar (`http://...`, `https://...`, `unix:///...`) or a store (all other URLs) as a lower tier.
 
     Args:
-        url: where the tier is.
+        url: address of the tier.
         api_key: names the tenant to a sidecar; default KVTRIE_API_KEY.
         shared_scopes: names of shared scopes that a sidecar may keep apart from the tenant's own.
 

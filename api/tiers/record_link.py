@@ -1,4 +1,4 @@
-"""The place of a record in its path: what the next record must chain to."""
+"""In a sidecar: the place of a record in its path, to which the next record must chain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RecordLink:
 
     @classmethod
     def root(cls, namespace: bytes) -> RecordLink:
-        """Where the paths of a namespace begin."""
+        """The link of a namespace's root."""
         return cls(namespace, namespace, namespace, 0, None)
 
     def follow(self, record: Record, chunk_tokens: int) -> RecordLink:
@@ -35,7 +35,7 @@ class RecordLink:
         Key and path digest are computed from the tokens here, not taken from the record.
 
         Raises:
-            RecordError: it does not belong here, with the first field that says so.
+            RecordError: it does not follow; `reason` is the first field that differs.
         """
         if record.shape is None:
             raise RecordError("depth", "a namespace record is no chunk")

@@ -1,4 +1,4 @@
-"""Counters since start, each under the scope it is about: nobody's figures hold another's traffic."""
+"""Counters since the start, per scope: no tenant's figures contain another tenant's traffic."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection
 
 OTHERS = "others"
-"""Where the totals of scopes that are not told apart any more are added up. No scope has this name."""
+"""Name under which totals of scopes that are no longer counted apart are added up. No scope has it."""
 
 
 class ScopeCounters:
     """Named totals per scope. Thread-safe.
 
     Args:
-        most_scopes: told apart. Of more, the one that has counted nothing for longest is added to `OTHERS`: on
-            an open sidecar a scope exists as soon as anybody asks for it.
+        most_scopes: most scopes counted apart. Beyond it, the scope that counted nothing for longest is added to
+            `OTHERS`: on an open sidecar a scope exists as soon as a request names it.
     """
 
     def __init__(self, most_scopes: int = 4096) -> None:

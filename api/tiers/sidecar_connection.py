@@ -24,7 +24,7 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 10.0
 _LONGEST_ERROR = 4096
 _NOTHING = bytes(32)
-"""Body of a match of no tokens in no namespace: it shows that sidecar, key and scope work, and costs nothing."""
+"""Body of a match without tokens: its reply shows that sidecar, key and scope work, at no cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class SidecarConnection:
     """A connection to one sidecar. Safe to call from several threads, and after a fork: the child connects anew.
 
     Calls run on an event loop in a daemon thread, where the deadline cancels them whatever they wait for. httpx's
-    own timeouts are per read, so a server that sends a byte now and then would keep a caller for ever.
+    own timeouts are per read, so a server that sends a byte now and then would delay a caller without end.
 
     After a failure every call raises at once. A background request, as often as the breaker allows it, finds out
     whether the sidecar answers again, so no later caller waits for a sidecar that hangs.
@@ -104,7 +104,7 @@ class SidecarConnection:
 
     @property
     def is_down(self) -> bool:
-        """Whether calls raise at once. May start a background request that finds out whether they still must."""
+        """Whether calls raise at once. May start a background request that finds out if the sidecar answers."""
         loop = self._loops.get()
         if loop.is_down.is_set():
             self._ask_again(loop)

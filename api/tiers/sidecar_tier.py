@@ -40,7 +40,7 @@ class SidecarTier:
     A forked process connects anew and starts new counts; its `close` does not touch its parent's.
 
     Args:
-        url: `http://host:port` or `unix:///path`.
+        url: `http://host:port`, `https://host:port` (a proxy's) or `unix:///path`.
         api_key: a tenant's key; default KVTRIE_API_KEY. A sidecar without tenants needs none.
         shared_scopes: names of shared scopes to use; each must be among the tenant's `reads`.
         deadline_seconds: longest time of each call, connecting included.
@@ -185,12 +185,12 @@ class _Counts:
 
 @dataclass(slots=True)
 class _Known:
-    """What the writer remembers of a namespace."""
+    """Memory of the writer about one namespace."""
 
     name: bytes | None = None
     """Its namespace record, to send again to a sidecar that has lost it."""
     last_bytes: int = 0
-    """Length of its last chunk record, and so of the next."""
+    """Length of its last chunk record, and so of its next one."""
 
 
 class _Writer:
@@ -225,8 +225,7 @@ class _Writer:
         return namespace + key + self._numbers[scope]
 
     def known(self, namespace: bytes) -> _Known:
-        """What is remembered of a namespace. The `_MOST_NAMESPACES` namespaces that were offered to last are
-        remembered."""
+        """Entry of a namespace. The `_MOST_NAMESPACES` namespaces that were offered to last have one."""
         # Removed and inserted again at the end: no step fails if two threads offer at once.
         known = self._known[namespace] = self._known.pop(namespace, _Known())
         if len(self._known) > _MOST_NAMESPACES:

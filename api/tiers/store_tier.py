@@ -10,14 +10,14 @@ from kvtrie.store import Store, WriteBehind
 
 
 class StoreTier:
-    """A `LowerTier` whose bytes lie in `store`, under their chunk keys. Closes the store with itself."""
+    """A `LowerTier` whose records are in `store`, under their chunk keys. Its `close` closes the store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._behind = WriteBehind(store)
 
     def load(self, namespace: Namespace, keys: Sequence[bytes]) -> list[bytes]:
-        """See `LowerTier.load`. The namespace needs no say here: every key is chained to its digest."""
+        """See `LowerTier.load`. The namespace is not needed: every key is chained to its digest."""
         held: list[bytes] = []
         for record in self._store.get_many(keys):
             if record is None:

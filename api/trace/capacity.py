@@ -1,4 +1,4 @@
-"""Capacities as people write them: a part of what the trace touches, bytes of KV, or blocks."""
+"""Capacities as people write them: a part of a trace's blocks, bytes of KV, or blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Capacity:
 
     text: str
     fraction: float | None = None
-    """Of a trace's unique blocks."""
+    """Fraction of a trace's unique blocks."""
     size_bytes: int | None = None
     blocks: int | None = None
 

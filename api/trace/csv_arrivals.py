@@ -24,7 +24,7 @@ from kvtrie.prefix_tree.keys import as_tokens, chunk_keys
 
 BLOCK_TOKENS = 64
 BYTES_PER_TOKEN = 4
-"""Of text, where no tokenizer is given: about what tokenizers make of English."""
+"""Bytes of text counted as a token without a tokenizer: about those of English."""
 _TIME, _PROMPT, _TENANT, _IN, _OUT = "timestamp", "prompt", "tenant", "contexttokens", "generatedtokens"
 
 Encode = Callable[[str], Sequence[int]]

@@ -1,4 +1,4 @@
-"""How old blocks were when they were evicted: since they were stored, and since they were last used."""
+"""Ages of blocks at their eviction: since they were stored, and since they were last used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EvictionAges:
         self._idle: list[float] = []
 
     def add(self, evicted: Sequence[Evicted], now: float) -> None:
-        """Counts what left at `now` (seconds)."""
+        """Counts blocks that were evicted at `now` (seconds)."""
         self._lifetimes += [now - gone.node.created_seconds for gone in evicted]
         self._idle += [now - gone.node.used_seconds for gone in evicted]
         if len(self._idle) >= _TOGETHER:

@@ -1,15 +1,15 @@
-"""Lines of a plain or gzipped file, each with its number, and what is wrong with one in one sentence."""
+"""Lines of a plain or gzipped file, each with its number, and errors about one of them."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.read_json import read_json
 
 _GZIP = b"\x1f\x8b"
 
@@ -45,9 +45,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.isspace():
             continue
         try:
-            said = json.loads(line)
-        except (ValueError, RecursionError):
-            said = None
+            said = read_json(line)
+        except InputError as error:
+            problem = str(error).removeprefix("is not JSON")
+            raise wrong(path, number, f"is not a JSON object{problem}") from None
         if not isinstance(said, dict):
             raise wrong(path, number, "is not a JSON object")
         yield number, said

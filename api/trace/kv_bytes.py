@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvtrie.prefix_tree.errors import InputError
+from kvtrie.prefix_tree.read_json import read_json
 from kvtrie.prefix_tree.shape import DTYPE_BYTES
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -23,11 +23,11 @@ def kv_bytes_per_token(path: Path) -> int:
         InputError: the file cannot be read, or does not say how large its keys and values are.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"model config {path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"model config {path} is not JSON: pass a model's config.json") from None
+    except InputError as error:
+        raise InputError(f"model config {path} {error}; pass a model's config.json") from None
     if not isinstance(config, dict):
         raise InputError(f"model config {path} is not a JSON object: pass a model's config.json")
     # What sees and hears has its language model's fields one level down.

@@ -1,7 +1,7 @@
 """Mooncake's traces: `{"timestamp", "input_length", "output_length", "hash_ids"}` a line, 512-token blocks.
 
 Qin et al., "Mooncake: A KVCache-centric Disaggregated Architecture for LLM Serving" (FAST 2025), §4 and the
-traces published with it. `timestamp` is in milliseconds. Nobody says who sent a request: there is one tenant.
+traces published with it. `timestamp` is in milliseconds. Requests have no sender, so there is one tenant.
 """
 
 from __future__ import annotations

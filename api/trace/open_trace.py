@@ -1,4 +1,4 @@
-"""Finding out which form a trace file has."""
+"""Opens a trace file of any form."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""OPT: what no policy can beat, because it knows the future.
+"""OPT: an upper bound for all policies, because it knows the future.
 
 Belady's MIN (IBM Systems Journal 1966) on leaves: the leaf whose next use is farthest away is evicted first, of
-several the deepest. What a request has just stored may be what goes: that is bypass. A parent's next use is
-never later than its child's, so the leaf that goes is the block that should.
+several the deepest. A chunk that a request has just stored may be evicted at once (bypass). A parent's
+next use is never later than its child's, so the best leaf to evict is the best block to evict.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kvtrie.prefix_tree import Residence
 
 
 class FarthestNextUse:
-    """An `EvictionPolicy` for the replay of one trace; tell it of each request with `before_request`.
+    """An `EvictionPolicy` for the replay of one trace; call `before_request` before each request.
 
     Residences must have their block's number as their handle.
     """
@@ -55,7 +55,7 @@ class FarthestNextUse:
         """See `EvictionPolicy.finished`."""
 
     def used(self, residence: Residence, tick: int) -> None:
-        """See `EvictionPolicy.used`: the future has told already."""
+        """See `EvictionPolicy.used`. Does nothing: `before_request` has noted the use."""
 
     def __contains__(self, residence: Residence) -> bool:
         return residence.handle in self._queued

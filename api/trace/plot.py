@@ -1,4 +1,4 @@
-"""A simulation as one picture: hit ratio over capacity, when blocks come back, how old they are when they go.
+"""A simulation as one picture: hit ratio over capacity, times between uses, ages of evicted blocks.
 
 Needs matplotlib, which nothing else here does.
 """
@@ -20,7 +20,7 @@ _TIMES = ((1, "1 s"), (60, "1 min"), (3600, "1 h"), (86400, "1 d"))
 
 
 def check_plot(path: Path) -> None:
-    """Whether a plot can be written there, before anything is computed for it.
+    """Checks that a plot can be written there, before anything is computed for it.
 
     Raises:
         InputError: the name ends in no known format, or matplotlib is not installed.

@@ -31,7 +31,7 @@ def check_policy(name: str) -> None:
 def fresh_policy(
     name: str, trace: Trace, capacity_blocks: int
 ) -> tuple[EvictionPolicy, Callable[[int], None] | None]:
-    """A policy for one replay of `trace`, and what it wants to be told of each request.
+    """A policy for one replay of `trace`, and a function to call with the index of each request, or None.
 
     Raises:
         InputError: there is no policy of that name.

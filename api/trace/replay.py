@@ -2,7 +2,7 @@
 
 A block is a chunk of one "token", its number. Each request is judged by the longest prefix that is there when it
 arrives; then its path is used, tail to head, what is missing is stored, and the policy evicts down to the
-capacity. A request may overflow the capacity until it is through, and lose its own tail again.
+capacity. A request may overflow the capacity until it ends, when its own tail may be evicted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ReplayResult:
     policy: str
     capacity_blocks: int
     matched: Ints
-    """Blocks of each request's path that were there when it arrived, `[requests]`."""
+    """Blocks of each request's path that were cached when it arrived, `[requests]`."""
     ages: EvictionAges
     seconds: float
     """Wall time of the replay."""
@@ -66,8 +66,8 @@ def replay(
         policy: a fresh one; its order is the tier's.
         name: of the policy, for the result.
         shares: blocks that each named tenant keeps while others have some to give; see `Tier`.
-        before_request: told the index of each request before it is matched.
-        progress: told, now and then, how many more requests are through.
+        before_request: is called with the index of each request before it is matched.
+        progress: is called now and then with the number of requests replayed since.
     """
     started, now = time.perf_counter(), 0.0
     kept = {scope_of(tenant): blocks for tenant, blocks in (shares or {}).items()}
@@ -108,9 +108,9 @@ def scope_of(tenant: str) -> str:
 
 
 def _roots(tree: PrefixTree, trace: Trace) -> list[Root]:
-    """Each request's root: that of the tenant who was first to bring its first block.
+    """Each request's root: that of the first tenant with its first block.
 
-    Ids are prefixes, so tenants that share a first block share the path, and whoever brought it pays for it.
+    Ids are prefixes, so tenants that share a first block share the path, which is charged to the first of them.
     """
     of_tenant = [tree.root(Namespace(scope_of(tenant), chunk_tokens=1)) for tenant in trace.tenants]
     homes: dict[int, Root] = {}

@@ -25,7 +25,7 @@ class TraceRequest:
     prompt_tokens: int
     output_tokens: int = 0
     asked_from: int = 0
-    """First block the cache was asked for; those before it came from elsewhere and are only touched."""
+    """First block the cache was asked for; blocks before it were served elsewhere, and count as used only."""
     asked_to: int | None = None
     """End of the blocks asked for, None for all. The request itself made those after it, by generating."""
 

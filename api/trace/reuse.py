@@ -1,10 +1,10 @@
-"""Exact reuse distances: one pass that tells leaf LRU's hit ratio at every capacity.
+"""Exact reuse distances: one pass that gives leaf LRU's hit ratio at every capacity.
 
 A request uses its path tail to head, so a block is always more recent than those behind it, and LRU over blocks
 evicts leaves only: a block is served at capacity C exactly when fewer than C blocks are more recent than it
 (Mattson et al., "Evaluation techniques for storage hierarchies", IBM Systems Journal 1970).
-All blocks of a request that were last used by the same request lie together in that order, which lets one
-request be counted at a time: blocks are never ranked one by one.
+All blocks of a request that were last used by the same request are adjacent in that order. So requests are counted,
+and blocks are never ranked one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SPAN = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReuseDistances:
-    """Of every block use of a trace."""
+    """Reuse distances of every block use of a trace."""
 
     trace: Trace
     distances: Ints
@@ -33,7 +33,7 @@ class ReuseDistances:
     """Seconds since the block's last use, `[block uses]`; nan for a first use."""
 
     def asked(self) -> npt.NDArray[np.bool_]:
-        """Which block uses the cache was asked for, `[block uses]`."""
+        """Whether the cache was asked for each block use, `[block uses]`."""
         trace, place = self.trace, np.arange(len(self.distances))
         lengths = np.diff(trace.starts)
         first = np.repeat(trace.starts[:-1] + trace.asked_from, lengths)

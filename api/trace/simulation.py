@@ -23,15 +23,15 @@ class Row:
 
     trace: str
     tenant: str | None
-    """None for all of them."""
+    """Tenant of the row; None for all tenants."""
     policy: str
     capacity: str
-    """As it was asked for."""
+    """The capacity as the user wrote it."""
     capacity_fraction: float
-    """Of the trace's unique blocks."""
+    """The capacity as a fraction of the trace's unique blocks."""
     capacity_blocks: int
     capacity_bytes: int | None
-    """None where no model says how many bytes a block has."""
+    """The capacity in bytes; None without a model's `config.json`."""
     requests: int
     asked_blocks: int
     hit_ratio_blocks: float
@@ -101,7 +101,7 @@ def simulate(
     Args:
         token_bytes: KV of one token; needed for capacities in bytes.
         per_tenant: also a row for each tenant.
-        progress: told, now and then, how many more requests are through, over all replays.
+        progress: is called now and then with the number of requests replayed since, over all replays.
 
     Raises:
         InputError: no such policy, or a capacity that means nothing for this trace.

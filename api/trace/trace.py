@@ -1,4 +1,4 @@
-"""A whole trace in columns: what can be replayed many times at little cost."""
+"""A whole trace in columns, which is replayed many times at little cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Trace:
     output_tokens: Ints
 
     def __len__(self) -> int:
-        """Requests."""
+        """Number of requests."""
         return len(self.times)
 
     @property
@@ -47,7 +47,7 @@ class Trace:
         return self.asked_to - self.asked_from
 
     def served_blocks(self, matched: Ints) -> Ints:
-        """Of these, the ones among its first `matched` blocks, `[requests]`."""
+        """Blocks that each request asked for and that are among its first `matched` blocks, `[requests]`."""
         return np.asarray(np.clip(matched, self.asked_from, self.asked_to) - self.asked_from)
 
     def asked_tokens(self) -> Ints:
@@ -104,7 +104,7 @@ def gather(name: str, block_tokens: int, requests: Iterable[TraceRequest]) -> Tr
 
 
 def _are_paths(blocks: Ints, starts: Ints, unique: int) -> bool:
-    """Whether every block stands after one and the same block wherever it stands."""
+    """Whether every block follows one and the same block in all paths."""
     before = np.empty_like(blocks)
     before[1:] = blocks[:-1]
     before[starts[:-1][starts[:-1] < len(blocks)]] = -1
@@ -114,7 +114,7 @@ def _are_paths(blocks: Ints, starts: Ints, unique: int) -> bool:
 
 
 def _numbered_by_path(blocks: Ints, starts: Ints) -> Ints:
-    """Blocks by what they are and all that is before them: some traces' ids say only what they are."""
+    """Blocks renumbered by their id and all ids before them, for traces whose ids name contents only."""
     numbers: dict[tuple[int, int], int] = {}
     renumbered = []
     flat = blocks.tolist()

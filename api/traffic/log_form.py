@@ -25,5 +25,5 @@ VERSION = 1
 
 
 def older_half(path: Path) -> Path:
-    """Where a full log goes, to make room for its next half."""
+    """Path that a full log is renamed to, before its next half is begun."""
     return path.with_name(path.name + ".1")

@@ -1,10 +1,10 @@
 """Writing an anonymised request log while serving: `KVTRIE_TRACE=FILE`.
 
-Written are salted ids of blocks, times, pseudonyms of scopes and token counts; see `log_form.py` for the form.
+A line has salted ids of blocks, a time, a pseudonym of the scope and token counts; `log_form.py` has the form.
 An id is a keyed hash (BLAKE2b) of a chunk key under a random salt that lives in this process only and is written
-nowhere: nobody can tell from a log whether a prompt they know is in it, nor compare two processes' logs.
+nowhere. So a log does not show whether a known prompt is in it, and logs of two processes cannot be compared.
 
-The log is bounded: FILE grows to half of the limit, becomes FILE.1 (the one before it goes), and starts anew. A
+The log is bounded: FILE grows to half of the limit, replaces FILE.1, and starts anew. A
 disk that fails costs lines of the log, which are counted, and never a request.
 """
 
@@ -26,7 +26,7 @@ from kvtrie.prefix_tree.errors import InputError
 DEFAULT_BYTES = 256 << 20
 SMALLEST_BYTES = 4096
 RETRY_SECONDS = 5.0
-"""After a failed write, lines are dropped for so long without trying."""
+"""Time after a failed write in which lines are dropped without another try."""
 _KNOWN = 1 << 16
 """Blocks of this half whose ids are remembered: a path that begins with one is written from there."""
 _ID_MASK = (1 << 62) - 1
@@ -54,7 +54,7 @@ class TraceRecorder:
             raise InputError(f"KVTRIE_TRACE_BYTES={most_bytes} is too small; give at least {SMALLEST_BYTES}")
         self.path = Path(str(path).replace("%p", str(os.getpid())))
         self.written = 0
-        """Requests on record."""
+        """Requests that were written."""
         self.dropped = 0
         """Requests that could not be written."""
         header = {"format": FORMAT, "version": VERSION, "chunk_tokens": chunk_tokens, "source": source}
@@ -86,7 +86,7 @@ class TraceRecorder:
         """Writes one request.
 
         Args:
-            scope: whose it was; only a pseudonym is written.
+            scope: of the request; only a pseudonym of it is written.
             keys: chunk keys in path order.
             arrived_at: unix seconds.
             asked_from: first block the cache was asked for.
@@ -197,7 +197,7 @@ class TraceRecorder:
 
 
 def recorder_from_environment(chunk_tokens: int, source: str) -> TraceRecorder | None:
-    """The recorder that `KVTRIE_TRACE` and `KVTRIE_TRACE_BYTES` ask for; None where they do not.
+    """The recorder that `KVTRIE_TRACE` and `KVTRIE_TRACE_BYTES` configure; None without `KVTRIE_TRACE`.
 
     Raises:
         InputError: see `TraceRecorder`; also a malformed size.

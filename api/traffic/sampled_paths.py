@@ -1,4 +1,4 @@
-"""Which blocks of a path are in a sample, without looking at every block of every request.
+"""Blocks of a path that are in a sample, found without looking at every block of every request.
 
 A chunk key names all that is before it. So a stretch of a path is known by the key it ends with, and what was drawn
 of it once is drawn of it always: a request over a cached prefix costs a look-up per stretch, and only new stretches
@@ -29,7 +29,7 @@ class SampledPaths:
 
     def __init__(self) -> None:
         self._stretches: dict[tuple[bytes, int], list[int]] = {}
-        """Hashes drawn of a stretch, by the key it ends with and its length."""
+        """Hashes drawn from a stretch, by the key it ends with and its length."""
         self._drawn_below = 0
         self._paths: list[list[list[int]]] = []
         """Stretches of each path that was added and not drawn from yet."""
@@ -57,7 +57,7 @@ class SampledPaths:
         self._lengths.append(length)
 
     def draw(self, threshold: int) -> tuple[list[list[int]], list[int]]:
-        """Of each path added since the last draw: its blocks' hashes below `threshold` in path order, perhaps some
+        """For each path added since the last draw: its blocks' hashes below `threshold` in path order, perhaps some
         above it; and its length.
 
         A block's hash is half of its chunk key. `threshold` must never rise.

@@ -6,7 +6,7 @@ rate, are those of the whole. When the sample outgrows its budget the threshold 
 forgotten (§3.3); what sampling drew too much or too little is put right at distance zero (SHARDS-adj).
 
 Distances are those of `reuse.py`: against what was there when the request arrived, its path used tail to head.
-They are counted for many requests at once, because a block at a time is what Python is slow at.
+They are counted for many requests at once, because Python is slow at one block at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Shards:
 
     @property
     def seen(self) -> int:
-        """Block uses told of so far."""
+        """Block uses observed so far."""
         return self._seen
 
     @property
@@ -149,7 +149,7 @@ class Shards:
         return self._drawn > allowed and len(self._last) > FEWEST
 
     def _lower(self) -> None:
-        """Lowers the threshold until some of the sample goes, and takes everything to the new rate."""
+        """Lowers the threshold until some blocks leave the sample, and converts all counts to the new rate."""
         hashes = np.fromiter(self._last, np.uint64, len(self._last))
         kept = int(KEPT * self._budget) if len(hashes) > self._budget else len(hashes) // 2
         threshold = max(1, int(np.partition(hashes, kept)[kept]))
@@ -164,5 +164,5 @@ class Shards:
 
 
 def _place(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Where distances fall on the histogram's axis."""
+    """Bins of distances in the histogram."""
     return np.asarray(np.log2(distances + 1.0) * BINS_PER_OCTAVE)

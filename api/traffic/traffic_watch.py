@@ -27,7 +27,7 @@ class TrafficWatch:
 
     @classmethod
     def unrecorded(cls, chunk_tokens: int) -> TrafficWatch:
-        """One that keeps no log, whatever the environment asks for."""
+        """A watch without a log, whatever KVTRIE_TRACE is."""
         watch = cls.__new__(cls)
         watch._chunk_tokens = chunk_tokens
         watch.recorder = None
@@ -37,7 +37,7 @@ class TrafficWatch:
     def completed(
         self, scope: str, prompt_tokens: int, output_tokens: int, submitted_at: float, path: Sequence[Node]
     ) -> None:
-        """The engine has ended a request.
+        """Notes a request that the engine has ended.
 
         Args:
             scope: of the request.
@@ -59,7 +59,7 @@ class TrafficWatch:
             )
 
     def asked(self, scope: str, above: Sequence[bytes], keys: Sequence[bytes]) -> None:
-        """The sidecar was asked for chunks by `keys`; `above` are those before them on the path, if known."""
+        """Notes a get of chunks by `keys` from the sidecar; `above` are those before them on the path, if known."""
         self.what_if.observe(scope, keys)
         if self.recorder is not None:
             self.recorder.record(

@@ -42,6 +42,7 @@ def main() -> int:
                 "hangs": 0,
                 "interrupts": report.interrupts,
                 "rss_bytes_per_1000_requests": round(report.rss_slope),
+                "rss_bytes_at_each_tenth": report.rss_bytes,
                 "counts": dict(sorted(report.counts.items())),
                 "provenance": provenance(),
             },

@@ -49,6 +49,8 @@ class Report:
     """SIGINTs that raised in the main thread."""
     rss_slope: float = 0.0
     """Resident memory's growth, bytes per 1,000 requests, after the warm-up."""
+    rss_bytes: list[int] = field(default_factory=list)
+    """Resident memory after each tenth of the run: a slope alone does not tell growth from one jump."""
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -135,6 +137,8 @@ class Chaos:
         report = self.report
         report.interrupts = self._interrupts.raised
         report.rss_slope = _slope(self._resident)
+        if samples := len(self._resident):
+            report.rss_bytes = [self._resident[max(0, samples * n // 10 - 1)][1] for n in range(1, 11)]
         for client in self._clients:
             report.counts += client.counts
         return report

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/chunk_kernels"
 DRY_TESTS = "tests/chunk_kernels/test_tilings.py"
 GRAPHS = "captured decode steps"
-GRAPH_TESTS = "tests/api/test_decode_graphs.py"
+GRAPH_TESTS = "tests/api/engine/test_decode_graphs.py"
 """Real captures, which only a GPU can show. Red, they cost serving its graphs, and the kernels nothing."""
 TEST_SECONDS = 200.0
 SDPA_FACTOR = 1.5

@@ -42,7 +42,7 @@ class ReturnMarkers:
     """Markers by chunk key; where there are too many, the oldest is dropped.
 
     Args:
-        returns: told when a path is used again, or its marker is dropped.
+        returns: is called when a path is used again, or its marker is dropped.
         limit: most chunk keys with a marker.
     """
 

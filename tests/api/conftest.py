@@ -1,5 +1,5 @@
-"""Real sidecar processes, and servers that are none, for the tests of the wrapper, too."""
+"""Real sidecar processes, records for them, and servers that are none, for the tests of every room."""
 
-from tests.api.sidecar.conftest import answering, start_sidecar
+from tests.api.sidecar.conftest import answering, chain, sidecar, start_sidecar
 
-__all__ = ["answering", "start_sidecar"]
+__all__ = ["answering", "chain", "sidecar", "start_sidecar"]

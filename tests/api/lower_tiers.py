@@ -18,7 +18,7 @@ import transformers as hf
 
 from kvtrie.store import MemoryStore
 from tests.api.balance import CHUNK, complete, wrapped
-from tests.api.models import prompts
+from tests.api.tiny_models import prompts
 
 ROW = prompts([4 * CHUNK + 3])[0]
 NEW = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvtrie.prefix_tree import InputError, Node, Tier, check
+from kvtrie.prefix_tree import EvictionPolicy, InputError, Node, Tier
 from kvtrie.prefix_tree.policies import (
     GreedyDualSizeFrequency,
     RecomputeSeconds,
@@ -17,6 +17,8 @@ from kvtrie.prefix_tree.policies import (
     policy_named,
 )
 from kvtrie.prefix_tree.policies.named import POLICIES
+from kvtrie.testing import EvictionPolicyContract
+from kvtrie.testing.one_tier_tree import OneTierTree
 
 DEVICE = 0
 
@@ -57,51 +59,24 @@ def requests(make_forest: Callable[..., Any]) -> Callable[..., Requests]:
 # ---- what holds for all
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_everything_goes_in_the_end_and_only_from_the_ends(requests, name: str) -> None:
-    """A thousand requests of a few tenants' prompts over a small cache; `check` looks at all invariants."""
-    rng = random.Random(3)
-    cache = requests(name, capacity_chunks=40)
-    tier = cache.tree.tiers[DEVICE]
-    for number in range(1000):
-        prompt = [rng.randint(1, 3) for _ in range(rng.randint(1, 9))]
-        cache.ask(prompt, scope=rng.choice("abc"))
-        if tier.used_bytes > 40:
-            gone = cache.tree.evict(DEVICE, tier.used_bytes - 40)
-            assert all(evicted.node.at[DEVICE] is None for evicted in gone)
-        assert tier.used_bytes <= 40
-        if number % 50 == 0:
-            check(cache.tree)
-    assert len(cache.tree.evict(DEVICE, 1_000)) == 40
-    assert len(cache.tree) == len(cache.policy) == 0
-    assert cache.policy.victim() is None
+class TestEveryPolicy(EvictionPolicyContract):
+    @pytest.fixture(autouse=True, params=POLICIES)
+    def _name(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+
+    def make_policy(self) -> EvictionPolicy:
+        return policy_named(self.name, capacity_chunks=40)
+
+    def _serve(self, cache: OneTierTree) -> None:
+        super()._serve(cache)
+        assert len(cache.policy) == 0, "beyond the contract: ours count their leaves"
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_what_is_held_stays_and_goes_after_release(requests, name: str) -> None:
-    cache = requests(name)
-    held, other = cache.ask([1])[0], cache.ask([2])[0]
-    lease = cache.tree.lease_node(held)
-    assert cache.gone(9) == [2]
-    assert other not in cache.tree.walk()
-    cache.tree.release(lease)
-    assert cache.gone(9) == [1]
+class TestEveryPolicyForALargeTier(TestEveryPolicy):
+    """Queues and memories of their default size, which the checks do not fill."""
 
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_discarded_leaf_does_not_come_up(requests, name: str) -> None:
-    cache = requests(name)
-    here = [cache.ask([n])[0].at[DEVICE] for n in range(200)]
-    for residence in here[:-1]:
-        cache.policy.discard(residence)
-        cache.policy.discard(residence)
-        assert residence not in cache.policy
-    assert cache.policy.victim() is here[-1]
-    assert cache.policy.victim() is None
-    cache.policy.add(here[0])
-    cache.policy.add(here[0])
-    assert here[0] in cache.policy
-    assert [cache.policy.victim(), cache.policy.victim()] == [here[0], None]
+    def make_policy(self) -> EvictionPolicy:
+        return policy_named(self.name)
 
 
 # ---- LFU

@@ -135,6 +135,14 @@ class TestFilters:
         assert "acme" not in ran.out
         assert "total  0 chunks" in ran.out
 
+    def test_a_mistyped_scope_names_those_like_it(self, scene, acme, kvtrie):
+        scene.put(scene.root("tenant:bolt"), SYSTEM)
+        out = kvtrie("dump", scene.file(), "--scope", "acm").out
+        assert out.endswith("tenant:acm is not in this snapshot; did you mean tenant:acme?\n")
+        assert "bolt" not in out
+        assert "not in this snapshot" not in kvtrie("dump", scene.file(), "--scope", "acme").out
+        assert kvtrie("dump", scene.file(), "--scope", "acm", "--format", "json").document["nodes"] == []
+
     def test_scope_keeps_the_shared_chunks_its_paths_run_through(self, scene, kvtrie):
         shared, acme, bolt = scene.root("shared:tools"), scene.root(), scene.root("tenant:bolt")
         scene.put(shared, SYSTEM)

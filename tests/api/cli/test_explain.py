@@ -65,6 +65,7 @@ class TestMatch:
             "prompt": [70, 71, 72, 73],
             "stored": [7, 8, 9, 10, 11, 12],
             "scope": "tenant:acme",
+            "change": None,
         }
 
     def test_a_tail_that_fills_no_chunk(self, scene, ask):
@@ -328,6 +329,7 @@ def test_json_has_every_field_of_the_answer(scene, ask):
     assert set(found) == {
         *("format", "version", "verdict", "meaning", "scope", "namespace", "prompt_tokens", "chunk_tokens"),
         *("cached_tokens", "whole_chunks", "partial_tokens", "tiers", "through", "divergence", "elsewhere"),
+        *("computed_tokens", "computed_seconds", "unknown_scopes", "advice"),
         *("eviction", "computing", "gap", "scopes", "hint"),
     }
 

@@ -116,6 +116,8 @@ def test_a_missing_parent_leaves_orphans_and_a_gap(scene, kvtrie):
     assert (found.verdict, found.cached_tokens) == ("gap", 4)
     assert found.gap is not None
     assert (found.gap.missing_chunk, found.gap.stored_chunks) == (2, [3, 4])
+    # The tokens of chunks 3 and 4, which are used again once chunk 2 is stored.
+    assert [(advice.action, advice.saves_tokens) for advice in found.advice] == [("refill", 8)]
 
 
 def test_corrupt_records_are_counted_and_left_out(forest):

@@ -9,7 +9,7 @@ import torch
 
 from kvtrie.api.huggingface.load_model import load_model
 from kvtrie.prefix_tree.errors import InputError
-from tests.api.models import tiny_model
+from tests.api.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from kvtrie.api.cli import sidecar as command
@@ -26,48 +25,17 @@ from kvtrie.api.http.tenants import Tenants, load_tenants
 from kvtrie.api.sidecar.run_sidecar import serve
 from kvtrie.api.sidecar.sidecar import Sidecar, SidecarConfig
 from kvtrie.prefix_tree import ChunkShape, Namespace
-from kvtrie.prefix_tree.keys import KEY_BYTES, TOKEN_BYTES, chunk_keys, path_digests
-from kvtrie.store import RawCodec, Record, encode_record
+from kvtrie.testing import StoredPath
+from kvtrie.testing.stored_path import SMALL_SHAPE
 
 START_SECONDS = 40.0
-SHAPE = ChunkShape(layers=1, kv_heads=1, chunk_tokens=4, key_dim=2, value_dim=2, dtype="float32")
+SHAPE = SMALL_SHAPE
 
 # Its server has imported all that a sidecar needs, so each process starts at once.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
     ["kvtrie.api.sidecar.run_sidecar", "kvtrie.api.cli.sidecar", "kvtrie.store"]
 )
-
-
-class Chain:
-    """A path of chunks: its keys, and its records as an engine would send them."""
-
-    def __init__(
-        self, namespace: Namespace, tokens: list[int], *, shape: ChunkShape, store_key: bytes | None
-    ):
-        self.namespace = namespace
-        self.tokens = np.array(tokens, "<i4").tobytes()
-        self.keys = chunk_keys(namespace.digest, self.tokens, shape.chunk_tokens)
-        paths = path_digests(namespace.digest, self.tokens, shape.chunk_tokens)
-        token_bytes_per_chunk = shape.chunk_tokens * TOKEN_BYTES
-        self.records = [
-            encode_record(
-                Record(
-                    namespace=namespace.digest,
-                    key=key,
-                    parent_key=(self.keys[place - 1] if place else namespace.digest)[:KEY_BYTES],
-                    path_digest=paths[place],
-                    depth=place + 1,
-                    codec=RawCodec.id,
-                    shape=shape,
-                    tokens=self.tokens[place * token_bytes_per_chunk : (place + 1) * token_bytes_per_chunk],
-                    payload=key * (shape.chunk_bytes // KEY_BYTES),
-                    created_at_seconds=1,
-                ),
-                store_key,
-            )
-            for place, key in enumerate(self.keys)
-        ]
 
 
 def serve_within(limits: Limits, options: dict[str, Any]) -> None:
@@ -156,7 +124,7 @@ def sidecar(start_sidecar: Callable[..., SidecarProcess]) -> SidecarProcess:
 
 
 @pytest.fixture
-def chain() -> Callable[..., Chain]:
+def chain() -> Callable[..., StoredPath]:
     """Makes a path of chunks of `tokens` in a namespace."""
 
     def make(
@@ -164,9 +132,9 @@ def chain() -> Callable[..., Chain]:
         namespace: Namespace | None = None,
         shape: ChunkShape = SHAPE,
         store_key: bytes | None = None,
-    ) -> Chain:
+    ) -> StoredPath:
         namespace = namespace or Namespace(scope="tenant:anyone", chunk_tokens=shape.chunk_tokens)
-        return Chain(namespace, tokens, shape=shape, store_key=store_key)
+        return StoredPath(namespace, tokens, shape=shape, store_key=store_key)
 
     return make
 
