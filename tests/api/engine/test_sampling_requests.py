@@ -224,6 +224,7 @@ def test_a_row_that_fails_ends_its_request_alone(cached: PrefixCachedModel) -> N
         cached.submit(ROWS[i % 3], max_new_tokens=NEW, sampling=one, eos=()) for i, one in enumerate(MIXED)
     ]
     bad = cached.submit(ROWS[1], max_new_tokens=NEW, eos=())
+    assert bad in cached.engine.under_way()  # taken in from the inbox
     next(job for job in cached.engine._scheduler.jobs if job.completion is bad).grammar = Failing()
     run_to_the_end(cached)
     assert isinstance(bad.error, ModelOutputError)
