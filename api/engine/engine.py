@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TypeVar
 
+import torch
+
 from kvtrie.api.engine.driving import Driving
 from kvtrie.api.engine.engine_config import EngineConfig
 from kvtrie.api.engine.fair_queue import FairQueue
@@ -371,7 +373,9 @@ class Engine(Driving):
 
     def _compute(self, batch: list[tuple[Job, int]], interrupts: HeldInterrupts) -> None:
         try:
-            with interrupts.lifted():
+            # Begun and ended while handlers are delayed: an interrupt in between would leave its end to the garbage
+            # collector, and so to the middle of some later pass.
+            with torch.inference_mode(), interrupts.lifted():
                 outcome = self._steps.run(batch)
         except Exception as error:
             if interrupts.raised is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ class ModelRunner:
     def _logits(
         self, ids: Tensor, positions: Tensor, attention: LayerAttention, keep: Tensor | int
     ) -> Tensor:
-        with torch.inference_mode():
+        # An engine's step has begun it already, where no interrupt can come between.
+        with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
             output = self.facts.view.root(
                 input_ids=ids[None],
                 position_ids=positions[None],

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from kvtrie.api import Completion, EngineConfig, PrefixCachedModel
@@ -99,6 +100,39 @@ def test_sigint_in_a_pass_ends_run_and_no_request(model: PreTrainedModel) -> Non
             assert_same(model, completion)
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("name", ["__enter__", "__exit__"])
+def test_sigint_as_inference_mode_begins_or_ends(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The mode is not left on, and no later garbage collection ends it in the middle of a pass."""
+    plain = getattr(torch.inference_mode, name)
+    sent = 0
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        nonlocal sent
+        if name == "__enter__":
+            plain(self, *arguments)
+        if sent == 0:
+            sent += 1
+            os.kill(os.getpid(), signal.SIGINT)
+            # The handler runs between two lines of Python.
+            assert sent == 1
+        if name == "__exit__":
+            plain(self, *arguments)
+
+    with wrapped(model) as cached:
+        completion = cached.submit(ROWS[0], max_new_tokens=NEW, eos=())
+        monkeypatch.setattr(torch.inference_mode, name, interrupted)
+        # The traceback, and with it every frame, is still held when the mode is asked for.
+        with pytest.raises(KeyboardInterrupt) as caught:
+            cached.engine.run()
+        assert sent == 1 and caught.value.__traceback__ is not None
+        assert not torch.is_inference_mode_enabled()
+        monkeypatch.undo()
+        cached.engine.run()
+        assert_same(model, completion)
 
 
 def test_an_alarm_s_exception_is_not_taken_for_the_model_s(model: PreTrainedModel) -> None:
