@@ -29,7 +29,7 @@ from transformers import (
 from bench.measure import provenance
 from kvtrie.api import Sampling
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.choose import Chooser, ChosenToken
 from kvtrie.api.engine.sampling.constraint import JsonSchema
 from kvtrie.api.engine.sampling.grammar import Grammars
 from kvtrie.api.engine.step_runner import _read
@@ -133,7 +133,7 @@ def _gate(logits: Tensor) -> None:
         for seed in range(20):
             samplers = [Sampler(Sampling(**setting, seed=seed + 1000 * row)) for row in range(4)]
             for row, choice in enumerate(Chooser().choose(samplers, few, range(4), [0] * 4)):
-                assert isinstance(choice, Choice)
+                assert isinstance(choice, ChosenToken)
                 score = few[row, choice.token] / sampling.temperature
                 assert score >= lowest[row] - 1e-4, f"{name}: token {choice.token} is not kept"
 
@@ -179,7 +179,7 @@ def _masks() -> None:
             sampler.grammar.mask()
             times.append(time.perf_counter() - start)
             (choice,) = Chooser().choose([sampler], torch.zeros(1, len(vocabulary)), [0], [0])
-            assert isinstance(choice, Choice)
+            assert isinstance(choice, ChosenToken)
             sampler.accept(choice.token)
             if sampler.is_complete:
                 break

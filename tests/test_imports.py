@@ -36,7 +36,7 @@ USERS = {
     "api/server/app.py": "kvtrie serve",
     "api/server/cache_routes.py": "kvtrie serve",
     "api/server/generation.py": "kvtrie serve",
-    "api/server/job.py": "kvtrie serve",
+    "api/server/checked_request.py": "kvtrie serve",
     "api/server/reply_notes.py": "kvtrie serve",
     "api/server/replies.py": "kvtrie serve",
     "api/server/requests.py": "kvtrie serve",

@@ -12,7 +12,7 @@ from typing import Any
 from kvtrie.api.cli.console import escaped, write
 from kvtrie.api.load.arrivals import constant, poisson, traced
 from kvtrie.api.load.plan import ENDPOINTS, LoadPlan, RequestForm
-from kvtrie.api.load.prompt import Prompt, in_token_ids
+from kvtrie.api.load.prompt import LoadPrompt, in_token_ids
 from kvtrie.api.load.workload_files import WorkloadFiles
 from kvtrie.api.load.workloads import WORKLOADS, WorkloadConfig, make_workload
 from kvtrie.api.tokenizer import TOKENIZER_HELP, open_tokenizer
@@ -117,11 +117,12 @@ def run(args: argparse.Namespace) -> int:
     # The client's packages are needed by this command only.
     from kvtrie.api.load.doubts import doubts
     from kvtrie.api.load.measures import Slo, measure
-    from kvtrie.api.load.plot import check_plot, plot_load
+    from kvtrie.api.load.plot import plot_load
     from kvtrie.api.load.progress import progress_bar
     from kvtrie.api.load.report import load_document, load_lines, request_rows
-    from kvtrie.api.load.run_load import Limits, run_load
+    from kvtrie.api.load.run_load import ClientLimits, run_load
     from kvtrie.api.load.target import only_model, parse_target
+    from kvtrie.api.trace.plot_file import check_plot
 
     # 1. What can be wrong is found before anything is sent.
     plan = load_plan(args)
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     keys = args.api_key or [key for key in [os.environ.get("KVTRIE_API_KEY")] if key]
     target = parse_target(args.url, keys, args.tenants)
     slo = Slo(args.slo_ttft_ms / 1e3, args.slo_tpot_ms / 1e3)
-    limits = Limits(args.max_connections, args.timeout)
+    limits = ClientLimits(args.max_connections, args.timeout)
     if not 0 <= args.warm_up < args.requests:
         raise InputError(f"--warm-up must be from 0 to {args.requests - 1}, got {args.warm_up}")
     if args.plot is not None:
@@ -201,7 +202,7 @@ def _offsets(args: argparse.Namespace) -> list[float]:
     return poisson(rate, args.requests, args.seed)
 
 
-def _as_token_ids(prompts: list[Prompt], name: str | None) -> list[Prompt]:
+def _as_token_ids(prompts: list[LoadPrompt], name: str | None) -> list[LoadPrompt]:
     if name is None:
         raise InputError("--token-ids needs --tokenizer, that of the model served")
     tokenizer = open_tokenizer(name)

@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 import textwrap
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,28 @@ def add_command(commands: Any, name: str, module: ModuleType, is_listed: bool = 
     below = [parser.epilog] if parser.epilog else []
     below.append("\n".join(["examples:", *(f"  {example}" for example in module.EXAMPLES)]))
     parser.epilog = "\n\n".join(below)
+
+
+def add_group(parser: argparse.ArgumentParser, group: str, modules: Mapping[str, ModuleType]) -> None:
+    """Makes `parser` that of a command with commands below it, such as `kvtrie trace`."""
+    parser.set_defaults(show_help=parser.print_help)
+    below = parser.add_subparsers(dest=_chosen(group), metavar="COMMAND")
+    for name, module in modules.items():
+        add_command(below, name, module)
+
+
+def run_group(args: argparse.Namespace, group: str, modules: Mapping[str, ModuleType]) -> int:
+    """Runs the command that was named below `group`; without one, shows the help."""
+    name = getattr(args, _chosen(group))
+    if name is None:
+        args.show_help()
+        return 0
+    code: int = modules[name].run(args)
+    return code
+
+
+def _chosen(group: str) -> str:
+    return f"{group}_command"
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

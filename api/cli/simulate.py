@@ -20,7 +20,8 @@ from kvtrie.api.trace.capacity import parse_capacities
 from kvtrie.api.trace.csv_arrivals import BLOCK_TOKENS, Encode
 from kvtrie.api.trace.kv_bytes import kv_bytes_per_token
 from kvtrie.api.trace.open_trace import FORMS, open_trace
-from kvtrie.api.trace.plot import check_plot, plot_simulation
+from kvtrie.api.trace.plot import plot_simulation
+from kvtrie.api.trace.plot_file import check_plot
 from kvtrie.api.trace.policies import check_policy, simulated_policies
 from kvtrie.api.trace.simulation import Row, Simulation, joined, simulate
 from kvtrie.api.trace.trace import Trace

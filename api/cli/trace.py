@@ -6,7 +6,7 @@ import argparse
 from types import ModuleType
 
 from kvtrie.api.cli import record, simulate
-from kvtrie.api.cli.commands import add_command
+from kvtrie.api.cli.commands import add_group, run_group
 
 HELP = "record a server's requests, anonymised, or simulate a cache on recorded ones"
 
@@ -18,16 +18,9 @@ COMMANDS: dict[str, ModuleType] = {"record": record, "simulate": simulate}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the commands below this one, with their arguments."""
-    parser.set_defaults(show_help=parser.print_help)
-    commands = parser.add_subparsers(dest="trace_command", metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        add_command(commands, name, module)
+    add_group(parser, "trace", COMMANDS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command that was named; without one, shows the help."""
-    if args.trace_command is None:
-        args.show_help()
-        return 0
-    code: int = COMMANDS[args.trace_command].run(args)
-    return code
+    return run_group(args, "trace", COMMANDS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kvtrie.api.demo.requests import ChatRequest
+from kvtrie.api.demo.requests import DemoRequest
 from kvtrie.api.hub_names import is_held_here_alone
 from kvtrie.api.huggingface.chat_prompt import first_prompt
 from kvtrie.api.huggingface.load_model import LoadedModel, load_model
@@ -27,7 +27,7 @@ class DemoModel:
     chat_tokenizer: Any = None
     """transformers' tokenizer, where it has a chat template; None for a model whose answers nobody would read."""
 
-    def prompt(self, request: ChatRequest) -> list[int]:
+    def prompt(self, request: DemoRequest) -> list[int]:
         """Tokens of a request: by the chat template where there is one, else as plain text.
 
         Raises:

@@ -17,7 +17,7 @@ _FORM = 'must be an object with the texts "tenant", "system" and "user"'
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
+class DemoRequest:
     """One user's message to one tenant's assistant."""
 
     tenant: str
@@ -29,18 +29,18 @@ class ChatRequest:
         return f"<|system|>\n{self.system}\n<|user|>\n{self.user}\n<|assistant|>\n"
 
 
-def shipped_requests() -> list[ChatRequest]:
+def shipped_requests() -> list[DemoRequest]:
     """The requests that come with kvtrie, in arrival order."""
     lines = (PROMPTS / "requests.jsonl").read_text(encoding="utf-8").splitlines()
     requests = []
     for line in lines:
         said = json.loads(line)
         system = (PROMPTS / f"{said['tenant']}.md").read_text(encoding="utf-8")
-        requests.append(ChatRequest(said["tenant"], system, said["user"]))
+        requests.append(DemoRequest(said["tenant"], system, said["user"]))
     return requests
 
 
-def first_of_each_tenant(requests: list[ChatRequest], count: int) -> list[ChatRequest]:
+def first_of_each_tenant(requests: list[DemoRequest], count: int) -> list[DemoRequest]:
     """At most `count` requests of each tenant, in arrival order.
 
     Raises:
@@ -57,14 +57,14 @@ def first_of_each_tenant(requests: list[ChatRequest], count: int) -> list[ChatRe
     return kept
 
 
-def read_requests(path: Path) -> list[ChatRequest]:
+def read_requests(path: Path) -> list[DemoRequest]:
     """Requests of a JSONL file of `{"tenant", "system", "user"}`.
 
     Raises:
         InputError: names the line that is not such an object, or the file when it holds none.
         OSError: the file cannot be read.
     """
-    requests: list[ChatRequest] = []
+    requests: list[DemoRequest] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -75,7 +75,7 @@ def read_requests(path: Path) -> list[ChatRequest]:
         fields = ("tenant", "system", "user")
         if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in fields):
             raise InputError(f"{path} line {number} {_FORM}")
-        requests.append(ChatRequest(*(said[name] for name in fields)))
+        requests.append(DemoRequest(*(said[name] for name in fields)))
     if not requests:
         raise InputError(f"{path} holds no requests; each line {_FORM}")
     return requests

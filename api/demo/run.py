@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from kvtrie.api.demo.model import DemoModel
-from kvtrie.api.demo.requests import ChatRequest
+from kvtrie.api.demo.requests import DemoRequest
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 from kvtrie.api.huggingface.plain_generate import plain_answer
 from kvtrie.prefix_tree.errors import InputError
@@ -83,7 +83,7 @@ class DemoResult:
 def run_demo(
     demo: DemoModel,
     cached: PrefixCachedModel,
-    requests: Sequence[ChatRequest],
+    requests: Sequence[DemoRequest],
     new_tokens: int,
     report: Callable[[str], None],
 ) -> DemoResult:

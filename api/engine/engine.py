@@ -37,7 +37,7 @@ from kvtrie.api.engine.kv_memory import KvMemory
 from kvtrie.api.engine.memory_waits import MemoryWaits
 from kvtrie.api.engine.request import Completion, Job, Request
 from kvtrie.api.engine.room_for_rows import RoomForRows
-from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.choose import Chooser, ChosenToken
 from kvtrie.api.engine.sampling.grammar import Grammars
 from kvtrie.api.engine.scheduler import Scheduler
 from kvtrie.api.engine.sequence_kv import SequenceKV
@@ -398,9 +398,11 @@ class Engine(Driving):
             if job.completion.is_listened_to:
                 self._news.append(job.completion)
 
-    def _choose(self, batch: list[tuple[Job, int]], outcome: StepOutcome) -> dict[int, Choice | Exception]:
+    def _choose(
+        self, batch: list[tuple[Job, int]], outcome: StepOutcome
+    ) -> dict[int, ChosenToken | Exception]:
         """Next tokens of the rows whose prompt is in with this step, or the errors that end their requests."""
-        choices: dict[int, Choice | Exception] = {}
+        choices: dict[int, ChosenToken | Exception] = {}
         samplers = {}
         for row, (job, rows) in enumerate(batch):
             if outcome.finite[row] and job.to_compute == rows and not job.completion.request.prefill_only:
@@ -414,7 +416,7 @@ class Engine(Driving):
         return choices | dict(zip(places, found))
 
     def _take_in(
-        self, job: Job, rows: int, outcome: StepOutcome, row: int, choice: Choice | Exception | None
+        self, job: Job, rows: int, outcome: StepOutcome, row: int, choice: ChosenToken | Exception | None
     ) -> None:
         """What a forward pass computed for one job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
@@ -432,7 +434,7 @@ class Engine(Driving):
             return
         self._finish(job, "error", error, poisoned=True)
 
-    def _advance(self, job: Job, rows: int, choice: Choice | Exception | None) -> None:
+    def _advance(self, job: Job, rows: int, choice: ChosenToken | Exception | None) -> None:
         """Commits what a finite forward pass wrote, and adds the token chosen once the whole prompt is in."""
         assert job.kv is not None
         start = job.kv.context_tokens

@@ -15,7 +15,7 @@ import numpy as np
 from kvtrie.api.engine.completion_events import OnceCallbacks, TokenCallback
 from kvtrie.api.engine.sampler import Sampler
 from kvtrie.api.engine.sampling.checked_numbers import flag, token_set, whole_number
-from kvtrie.api.engine.sampling.choose import Choice
+from kvtrie.api.engine.sampling.choose import ChosenToken
 from kvtrie.api.engine.sampling.grammar import GrammarState
 from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
 from kvtrie.api.engine.sampling.parameters import Sampling
@@ -315,7 +315,7 @@ class Job:
             self.sampler = Sampler(request.sampling, request.tokens, request.ends, self.grammar)
         return self.sampler
 
-    def take(self, choice: Choice) -> str | None:
+    def take(self, choice: ChosenToken) -> str | None:
         """Adds a token to the completion, and says for which reason it ends with it: None where it does not."""
         assert self.sampler is not None
         completion, request, token = self.completion, self.completion.request, choice.token

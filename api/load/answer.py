@@ -17,7 +17,7 @@ class ErrorEvent(KvtrieError):
     """The server sent an error in the middle of a stream."""
 
 
-class Answer:
+class StreamedAnswer:
     """What a stream has said so far. Times are those passed to `take`."""
 
     def __init__(self) -> None:

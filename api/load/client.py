@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 
 from kvtrie.api.load import outcome
-from kvtrie.api.load.answer import Answer, ErrorEvent, error_message
+from kvtrie.api.load.answer import ErrorEvent, StreamedAnswer, error_message
 from kvtrie.api.load.outcome import Outcome
 from kvtrie.api.load.plan import ENDPOINTS, RequestForm
-from kvtrie.api.load.prompt import Prompt
-from kvtrie.api.load.sse import EventStream, MalformedStream
+from kvtrie.api.load.prompt import LoadPrompt
+from kvtrie.api.load.sse import EventParser, MalformedStream
 from kvtrie.api.load.target import Target
 
 _ERROR_BYTES = 1 << 16
@@ -58,17 +58,17 @@ class LoadClient:
         self._now, self._timeout_seconds = clock, timeout_seconds
         self._connections = asyncio.Semaphore(max_connections)
 
-    def content(self, prompt: Prompt) -> bytes:
+    def content(self, prompt: LoadPrompt) -> bytes:
         """The body that `send` takes; made before a request is due, so as not to delay it."""
         return self._form.content(prompt, self._model)
 
-    async def send(self, index: int, prompt: Prompt, content: bytes, due: float | None = None) -> Outcome:
+    async def send(self, index: int, prompt: LoadPrompt, content: bytes, due: float | None = None) -> Outcome:
         """Sends one request and reads its answer. A failure is an outcome too.
 
         Args:
             due: seconds from the start; None for now.
         """
-        answer = Answer()
+        answer = StreamedAnswer()
         kind, message = None, ""
         if self._connections.locked():
             self.waited_for_connection += 1
@@ -96,7 +96,7 @@ class LoadClient:
             answer.completion_tokens,
         )
 
-    async def _exchange(self, prompt: Prompt, content: bytes, answer: Answer) -> float:
+    async def _exchange(self, prompt: LoadPrompt, content: bytes, answer: StreamedAnswer) -> float:
         """When `[DONE]` arrived."""
         request = self._http.build_request(
             "POST",
@@ -128,8 +128,8 @@ class LoadClient:
         finally:
             await response.aclose()
 
-    async def _read(self, pieces: AsyncIterator[bytes], answer: Answer) -> float:
-        stream = EventStream()
+    async def _read(self, pieces: AsyncIterator[bytes], answer: StreamedAnswer) -> float:
+        stream = EventParser()
         async for piece in pieces:
             now = self._now()
             for event in stream.feed(piece):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvtrie.api.load.prompt import Prompt
+from kvtrie.api.load.prompt import LoadPrompt
 from kvtrie.prefix_tree.errors import InputError
 
 ENDPOINTS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -37,7 +37,7 @@ class RequestForm:
         if self.extra_body.get("stream", True) is not True:
             raise InputError("--extra-body must leave stream true: times are those of streamed pieces")
 
-    def body(self, prompt: Prompt, model: str) -> dict[str, Any]:
+    def body(self, prompt: LoadPrompt, model: str) -> dict[str, Any]:
         """The request's JSON."""
         asked: dict[str, Any] = {"model": model}
         if self.endpoint == "completions":
@@ -56,7 +56,7 @@ class RequestForm:
             asked[self.tenant_field] = tenant_name(prompt.tenant)
         return {name: value for name, value in {**asked, **self.extra_body}.items() if value is not None}
 
-    def content(self, prompt: Prompt, model: str) -> bytes:
+    def content(self, prompt: LoadPrompt, model: str) -> bytes:
         """`body` as bytes."""
         return json.dumps(self.body(prompt, model), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
@@ -65,7 +65,7 @@ class RequestForm:
 class LoadPlan:
     """Requests in order, and when each is due."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[LoadPrompt]
     form: RequestForm
     offsets: Sequence[float] | None = None
     """Seconds from the start at which each is due, never decreasing. None for a closed loop."""

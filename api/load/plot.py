@@ -1,4 +1,4 @@
-"""A run as one picture: latencies by the share of requests below, and over the run. Needs matplotlib."""
+"""A run as one picture: latencies by the share of requests below, and over the run."""
 
 from __future__ import annotations
 
@@ -8,52 +8,21 @@ from typing import Any
 
 from kvtrie.api.load.measures import Slo
 from kvtrie.api.load.outcome import Outcome
-from kvtrie.prefix_tree.errors import InputError
+from kvtrie.api.trace.plot_file import figure_written_to
 
-FORMATS = (".png", ".svg")
 _BLUE, _ORANGE, _GREEN, _GREY, _RED = "#1f5fa8", "#c8501e", "#2b8a4b", "#8a8a8a", "#b3261e"
 _WIDE = 4.0
 _TICKS = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
-
-
-def check_plot(path: Path) -> None:
-    """Checks that a plot can be written there, before a run.
-
-    Raises:
-        InputError: the name ends in no known format, its folder is not there, or matplotlib is not installed.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"--plot {path} must end in {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--plot {path}: there is no folder {path.absolute().parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
 
 
 def plot_load(outcomes: Sequence[Outcome], slo: Slo, title: str, path: Path) -> None:
     """Writes a PNG or SVG, by the name's ending.
 
     Raises:
-        InputError: see `check_plot`.
+        InputError: see `plot_file.check_plot`.
         OSError: it cannot be written.
     """
-    check_plot(path)
-    import matplotlib
-
-    matplotlib.use("agg")
-    # Names in an SVG would else be new ones each time, and its date too.
-    style: Any = {
-        "svg.hashsalt": "kvtrie",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    with figure_written_to(path, (9.6, 6.4)) as figure:
         (ttft, tpot), (over_time, cached) = figure.subplots(2, 2)
         figure.suptitle(title, fontweight="bold")
         whole = [one for one in outcomes if one.failure is None]
@@ -61,8 +30,6 @@ def plot_load(outcomes: Sequence[Outcome], slo: Slo, title: str, path: Path) -> 
         _shares(tpot, [one.tpot for one in whole], slo.tpot_seconds, "time per output token, ms")
         _over_time(over_time, outcomes)
         _cached(cached, whole)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=140, metadata=metadata)
 
 
 def _shares(axis: Any, values: Sequence[float | None], limit: float, label: str) -> None:

@@ -17,7 +17,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class LoadPrompt:
     """What one request asks: messages, or token ids."""
 
     tenant: int
@@ -45,10 +45,10 @@ class Workload(Protocol):
     def needs_token_ids(self) -> bool:
         """Whether its prompts are token ids, for which there is no text."""
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """`count` prompts in the order in which they are sent. Equal arguments: equal prompts, anywhere."""
 
 
-def in_token_ids(prompts: Sequence[Prompt], encode: Callable[[str], Sequence[int]]) -> list[Prompt]:
+def in_token_ids(prompts: Sequence[LoadPrompt], encode: Callable[[str], Sequence[int]]) -> list[LoadPrompt]:
     """The prompts with their texts as token ids."""
     return [replace(one, messages=(), tokens=tuple(encode(one.text))) for one in prompts]

@@ -23,7 +23,7 @@ _PROGRESS_BEATS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClientLimits:
     """Bounds of the client."""
 
     max_connections: int = 256
@@ -57,7 +57,7 @@ async def run_load(
     plan: LoadPlan,
     target: Target,
     model: str,
-    limits: Limits | None = None,
+    limits: ClientLimits | None = None,
     progress: Progress | None = None,
 ) -> LoadRun:
     """Runs a plan against a server.
@@ -67,7 +67,7 @@ async def run_load(
     Args:
         progress: called a few times a second.
     """
-    limits = limits or Limits()
+    limits = limits or ClientLimits()
     # Making a client reads certificates, which takes time: the run starts after it.
     async with target.client(limits.max_connections) as http:
         cpu = time.process_time()

@@ -28,7 +28,7 @@ class Event:
     """The text of its last `event:` line."""
 
 
-class EventStream:
+class EventParser:
     """Parses one response. A line ends with LF, CR or CRLF, and an event with an empty line."""
 
     def __init__(self) -> None:

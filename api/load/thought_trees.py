@@ -7,8 +7,8 @@ Yao et al., "Tree of Thoughts" (NeurIPS 2023), §4.1. A level asks for extension
 from __future__ import annotations
 
 from kvtrie.api.load.draws import Draws
-from kvtrie.api.load.prompt import Message, Prompt
-from kvtrie.api.load.workload_files import SEARCH_PROMPTS, Step, WorkloadFiles
+from kvtrie.api.load.prompt import LoadPrompt, Message
+from kvtrie.api.load.workload_files import SEARCH_PROMPTS, ThoughtLevel, WorkloadFiles
 from kvtrie.prefix_tree.errors import InputError
 
 _TEMPLATES = ("cot_prompt", "propose_prompt", "value_prompt", "value_last_step_prompt")
@@ -33,7 +33,7 @@ class ThoughtTrees:
             raise InputError(f"{SEARCH_PROMPTS} has no {missing[0]!a}")
         self._searches = [search_prompts(steps, templates) for steps in files.searches()]
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """See `Workload.prompts`."""
         draws = Draws(seed, "thought trees")
         searches = draws.rounds([search for search in self._searches if search])
@@ -45,13 +45,13 @@ class ThoughtTrees:
                 live.append((next(searches)[::-1], draws.below(self._tenants)))
             place = draws.below(len(live))
             texts, tenant = live[place]
-            found.append(Prompt(tenant, (Message("user", texts.pop()),)))
+            found.append(LoadPrompt(tenant, (Message("user", texts.pop()),)))
             if not texts:
                 del live[place]
         return found
 
 
-def search_prompts(steps: tuple[Step, ...], templates: dict[str, str]) -> list[str]:
+def search_prompts(steps: tuple[ThoughtLevel, ...], templates: dict[str, str]) -> list[str]:
     """The prompts of one search, in the order in which they are sent."""
     found = []
     for step in steps:

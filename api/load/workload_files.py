@@ -32,7 +32,7 @@ class Solved:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ThoughtLevel:
     """One level of a tree of thoughts."""
 
     x: str
@@ -83,14 +83,14 @@ class WorkloadFiles:
             found.append(tuple(_message(turn, path, number) for turn in turns))
         return _some(path, found)
 
-    def searches(self) -> list[tuple[Step, ...]]:
+    def searches(self) -> list[tuple[ThoughtLevel, ...]]:
         """Trees of `SEARCHES`, level by level."""
         path = self._path(SEARCHES)
         found = []
         for number, said in json_lines(path):
             try:
                 steps = [
-                    Step(str(s["x"]), tuple(map(str, s["ys"])), tuple(map(str, s["new_ys"])))
+                    ThoughtLevel(str(s["x"]), tuple(map(str, s["ys"])), tuple(map(str, s["new_ys"])))
                     for s in said["steps"]
                 ]
             except (KeyError, TypeError):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtrie.api.load.draws import Draws
-from kvtrie.api.load.prompt import Message, Prompt, Workload
+from kvtrie.api.load.prompt import LoadPrompt, Message, Workload
 from kvtrie.api.load.thought_trees import ThoughtTrees
 from kvtrie.api.load.workload_files import EXAMPLES, QUESTIONS, WorkloadFiles
 from kvtrie.prefix_tree.errors import InputError
@@ -47,7 +47,7 @@ class SystemPrompts:
         self._systems = files.system_prompts()
         self._questions = [solved.question for solved in files.solved(QUESTIONS)]
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """See `Workload.prompts`."""
         draws = Draws(seed, "system prompts")
         systems = draws.shuffled(self._systems)
@@ -56,7 +56,7 @@ class SystemPrompts:
         for _ in range(count):
             tenant = draws.below(self._tenants)
             system = Message("system", systems[tenant % len(systems)])
-            found.append(Prompt(tenant, (system, Message("user", next(questions)))))
+            found.append(LoadPrompt(tenant, (system, Message("user", next(questions)))))
         return found
 
 
@@ -76,7 +76,7 @@ class Chats:
         if not self._chats:
             raise InputError("no chat has an answer of the assistant: there is no turn to ask for")
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """See `Workload.prompts`."""
         draws = Draws(seed, "chats")
         chats = draws.rounds(self._chats)
@@ -90,7 +90,7 @@ class Chats:
                 begun += 1
             place = draws.below(len(live))
             turns, tenant, chat = live[place]
-            found.append(Prompt(tenant, turns.pop(), chat=chat))
+            found.append(LoadPrompt(tenant, turns.pop(), chat=chat))
             if not turns:
                 del live[place]
         return found
@@ -106,7 +106,7 @@ class FewShot:
         self._examples = files.solved(EXAMPLES)
         self._questions = files.solved(QUESTIONS)
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """See `Workload.prompts`."""
         draws = Draws(seed, "few-shot")
         shots = [
@@ -118,7 +118,7 @@ class FewShot:
         for _ in range(count):
             tenant = draws.below(self._tenants)
             text = f"{shots[tenant]}Question: {next(questions).question}\nAnswer:"
-            found.append(Prompt(tenant, (Message("user", text),)))
+            found.append(LoadPrompt(tenant, (Message("user", text),)))
         return found
 
 
@@ -130,7 +130,7 @@ class TokenPrefixes:
     def __init__(self, config: WorkloadConfig, files: WorkloadFiles) -> None:
         self._config = config
 
-    def prompts(self, count: int, seed: int) -> list[Prompt]:
+    def prompts(self, count: int, seed: int) -> list[LoadPrompt]:
         """See `Workload.prompts`."""
         config, draws = self._config, Draws(seed, "tokens")
 
@@ -141,7 +141,7 @@ class TokenPrefixes:
         found = []
         for _ in range(count):
             tenant = draws.below(config.tenants)
-            found.append(Prompt(tenant, tokens=shared[tenant] + tokens(config.own_tokens)))
+            found.append(LoadPrompt(tenant, tokens=shared[tenant] + tokens(config.own_tokens)))
         return found
 
 

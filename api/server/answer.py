@@ -15,9 +15,9 @@ from kvtrie.api.engine.sampling.logprobs import ChosenLogprobs
 from kvtrie.api.engine.sampling.stop_strings import StoppedText
 from kvtrie.api.http.tenants import Caller
 from kvtrie.api.server.api_error import kvtrie_error
+from kvtrie.api.server.checked_request import CheckedRequest, Served
 from kvtrie.api.server.choice import Choice, Piece, merged
 from kvtrie.api.server.generation import Generation, Wanted
-from kvtrie.api.server.job import Job, Served
 from kvtrie.api.server.replies import (
     AnswerMessage,
     ChatChoice,
@@ -37,10 +37,10 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Answer:
-    """The choices of one job. `end` must be called, however the answer is left.
+    """The choices of one request. `end` must be called, however the answer is left.
 
     Args:
-        job: what was asked for.
+        checked: what was asked for.
         caller: who asked.
         metrics: told of it at the end.
         served: has the tokenizer, and remembers answered chats.
@@ -48,9 +48,9 @@ class Answer:
     """
 
     def __init__(
-        self, job: Job, caller: Caller, metrics: ServeMetrics, served: Served, *, is_chat: bool
+        self, checked: CheckedRequest, caller: Caller, metrics: ServeMetrics, served: Served, *, is_chat: bool
     ) -> None:
-        self.job = job
+        self.checked = checked
         self.id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._caller = caller
         self._metrics = metrics
@@ -70,17 +70,17 @@ class Answer:
         Raises:
             KvtrieError: the engine refuses one; those before it are cancelled.
         """
-        job = self.job
+        checked = self.checked
         texts = await pool.run(self._texts)
-        for place, prompt in enumerate(job.prompts):
-            for sampling in job.samplings:
+        for place, prompt in enumerate(checked.prompts):
+            for sampling in checked.samplings:
                 wanted = Wanted(
                     tokens=prompt,
                     tenant=self._caller.name,
-                    max_new_tokens=job.max_new_tokens[place],
+                    max_new_tokens=checked.max_new_tokens[place],
                     sampling=sampling,
-                    cache_salt=job.cache_salt,
-                    priority=job.priority,
+                    cache_salt=checked.cache_salt,
+                    priority=checked.priority,
                 )
                 stream = await generation.begin(wanted)
                 index = len(self._choices)
@@ -88,13 +88,13 @@ class Answer:
 
     def _texts(self) -> list[StoppedText | None]:
         """The text of each choice, none of it yet. Looks at the end of its prompt, which may be long."""
-        job, tokenizer = self.job, self._text.optional_tokenizer
+        checked, tokenizer = self.checked, self._text.optional_tokenizer
         return [
             None
             if tokenizer is None
-            else StoppedText(tokenizer, prompt.tolist(), job.stops, least_tokens=sampling.min_tokens)
-            for prompt in job.prompts
-            for sampling in job.samplings
+            else StoppedText(tokenizer, prompt.tolist(), checked.stops, least_tokens=sampling.min_tokens)
+            for prompt in checked.prompts
+            for sampling in checked.samplings
         ]
 
     def end(self) -> None:
@@ -104,12 +104,12 @@ class Answer:
         self._ended = True
         for choice in self._choices:
             choice.stream.end()
-        self._metrics.ended(self._caller.name, self._choices, self.job)
+        self._metrics.ended(self._caller.name, self._choices, self.checked)
         self._remember()
 
     def _remember(self) -> None:
         """Lets a next turn continue the tokens of these answers."""
-        chat = self.job.chat
+        chat = self.checked.chat
         if chat is None:
             return
         for choice in self._choices:
@@ -117,7 +117,7 @@ class Answer:
             if tokens is not None:
                 text = "".join(choice.said)
                 self._chats.remember(
-                    chat.digest.with_answer(text), chat.text, self.job.prompts[0], tokens, text
+                    chat.digest.with_answer(text), chat.text, self.checked.prompts[0], tokens, text
                 )
 
     async def all_of_it(self) -> None:
@@ -139,7 +139,7 @@ class Answer:
             return ChatReply(
                 id=self.id,
                 created=self._created,
-                model=self.job.model,
+                model=self.checked.model,
                 choices=[
                     ChatChoice(
                         index=i,
@@ -154,7 +154,7 @@ class Answer:
         return CompletionReply(
             id=self.id,
             created=self._created,
-            model=self.job.model,
+            model=self.checked.model,
             choices=[
                 CompletionChoice(
                     index=i,
@@ -179,7 +179,7 @@ class Answer:
             async with aclosing(merged(self._choices)) as pieces:
                 async for piece in pieces:
                     yield self._event([self._shown(piece)])
-            if self.job.includes_usage:
+            if self.checked.includes_usage:
                 yield self._event([], self.usage())
             yield _DONE
         except Exception as error:
@@ -189,8 +189,8 @@ class Answer:
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once, and as cached is what its first choice found."""
-        n = self.job.n
-        prompt_tokens = sum(map(len, self.job.prompts))
+        n = self.checked.n
+        prompt_tokens = sum(map(len, self.checked.prompts))
         completion_tokens = sum(choice.tokens for choice in self._choices)
         cached = sum(choice.stream.completion.cached_tokens for choice in self._choices[::n])
         return Usage(
@@ -201,7 +201,7 @@ class Answer:
         )
 
     def _echo(self, index: int) -> str:
-        return self.job.echoes[index // self.job.n]
+        return self.checked.echoes[index // self.checked.n]
 
     def _shown(self, piece: Piece) -> dict[str, Any]:
         if self._is_chat:
@@ -229,18 +229,18 @@ class Answer:
 
     @property
     def _has_logprobs(self) -> bool:
-        return self.job.samplings[0].logprobs is not None
+        return self.checked.samplings[0].logprobs is not None
 
     def _event(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         event: dict[str, Any] = {
             "id": self.id,
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": self._created,
-            "model": self.job.model,
+            "model": self.checked.model,
             "system_fingerprint": None,
             "choices": choices,
         }
-        if self.job.includes_usage:
+        if self.checked.includes_usage:
             event["usage"] = None if usage is None else usage.model_dump()
         return _sent(event)
 

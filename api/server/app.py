@@ -21,7 +21,7 @@ from kvtrie.api.http.tenants import Caller
 from kvtrie.api.server.answer import Answer
 from kvtrie.api.server.api_error import ApiError, guard_error, kvtrie_error
 from kvtrie.api.server.cache_routes import add_cache_routes
-from kvtrie.api.server.job import Job, chat_job, completion_job, model_named, parse
+from kvtrie.api.server.checked_request import CheckedRequest, check_chat, check_completion, model_named, parse
 from kvtrie.api.server.openapi import openapi_document
 from kvtrie.api.server.replies import (
     DetokenizeReply,
@@ -57,30 +57,32 @@ def create_app(model: ServedModel) -> ASGIApp:
                 raise ApiError(408, f"the body took longer than {seconds}", headers=_CLOSE) from None
             return caller, await model.pool.run(lambda: work(body, caller))
 
-    async def answer(request: Request, work: Callable[[bytes, Caller], Job], *, is_chat: bool) -> Response:
-        caller, job = await read(request, work)
+    async def answer(
+        request: Request, work: Callable[[bytes, Caller], CheckedRequest], *, is_chat: bool
+    ) -> Response:
+        caller, checked = await read(request, work)
         if caller.own_scope is None:
             raise AccessDenied("the admin key has no cache of its own: use a tenant's key")
-        answer = Answer(job, caller, model.metrics, served, is_chat=is_chat)
+        answer = Answer(checked, caller, model.metrics, served, is_chat=is_chat)
         try:
             await answer.begin(model.generation, model.pool)
-            if job.is_stream:
+            if checked.is_stream:
                 return EventStream(answer.events(), config.stall_seconds, answer.end)
             await until_gone(request.receive, answer.all_of_it())
             content = await model.pool.run(lambda: answer.reply().model_dump_json())
             return Response(content, media_type="application/json")
         finally:
-            if not job.is_stream:
+            if not checked.is_stream:
                 answer.end()
 
     # 2. The routes.
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, lambda body, caller: chat_job(served, body, caller.name), is_chat=True)
+        return await answer(request, lambda body, caller: check_chat(served, body, caller.name), is_chat=True)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(request, lambda body, _: completion_job(served, body), is_chat=False)
+        return await answer(request, lambda body, _: check_completion(served, body), is_chat=False)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

@@ -14,7 +14,7 @@ from kvtrie.api.inspection.explanation import Question, explanation_document
 from kvtrie.api.inspection.snapshot_filter import only_scope
 from kvtrie.api.server.answered_chats import ChatDigest
 from kvtrie.api.server.api_error import ApiError
-from kvtrie.api.server.job import check_tokens, parse
+from kvtrie.api.server.checked_request import check_tokens, parse
 from kvtrie.api.server.pin_shelf import PinShelf
 from kvtrie.api.server.replies import PinDeleted, PinList
 from kvtrie.api.server.requests import CachedPrompt, ExplainRequest, PinRequest

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 FinishReason = Literal["stop", "length"]
 
 
-class Reply(BaseModel):
+class ReplyBody(BaseModel):
     """What all replies have in common."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorDetail(Reply):
+class ErrorDetail(ReplyBody):
     """What went wrong."""
 
     message: str
@@ -24,19 +24,19 @@ class ErrorDetail(Reply):
     code: str | None
 
 
-class Error(Reply):
+class Error(ReplyBody):
     """Any refusal."""
 
     error: ErrorDetail
 
 
-class PromptTokensDetails(Reply):
+class PromptTokensDetails(ReplyBody):
     """Where a prompt's tokens came from."""
 
     cached_tokens: int = Field(ge=0)
 
 
-class Usage(Reply):
+class Usage(ReplyBody):
     """Tokens of a request. Each prompt counts once, whatever `n` is."""
 
     prompt_tokens: int = Field(ge=0)
@@ -45,7 +45,7 @@ class Usage(Reply):
     prompt_tokens_details: PromptTokensDetails
 
 
-class TopLogprob(Reply):
+class TopLogprob(ReplyBody):
     """One of the likeliest tokens at a place."""
 
     token: str
@@ -59,14 +59,14 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Reply):
+class ChatLogprobs(ReplyBody):
     """Log probabilities of an answer's tokens."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
-class AnswerMessage(Reply):
+class AnswerMessage(ReplyBody):
     """The model's message."""
 
     role: Literal["assistant"] = "assistant"
@@ -74,7 +74,7 @@ class AnswerMessage(Reply):
     refusal: None = None
 
 
-class ChatChoice(Reply):
+class ChatChoice(ReplyBody):
     """One answer."""
 
     index: int = Field(ge=0)
@@ -83,7 +83,7 @@ class ChatChoice(Reply):
     finish_reason: FinishReason
 
 
-class ChatReply(Reply):
+class ChatReply(ReplyBody):
     """Reply of `POST /v1/chat/completions`."""
 
     id: str
@@ -95,14 +95,14 @@ class ChatReply(Reply):
     usage: Usage
 
 
-class Delta(Reply):
+class Delta(ReplyBody):
     """A piece of the model's message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChatChunkChoice(Reply):
+class ChatChunkChoice(ReplyBody):
     """A piece of one answer."""
 
     index: int
@@ -111,7 +111,7 @@ class ChatChunkChoice(Reply):
     finish_reason: FinishReason | None = None
 
 
-class ChatChunk(Reply):
+class ChatChunk(ReplyBody):
     """One event of a streamed chat."""
 
     id: str
@@ -123,7 +123,7 @@ class ChatChunk(Reply):
     usage: Usage | None = None
 
 
-class CompletionLogprobs(Reply):
+class CompletionLogprobs(ReplyBody):
     """Log probabilities in the form of completions: parallel lists."""
 
     tokens: list[str]
@@ -132,7 +132,7 @@ class CompletionLogprobs(Reply):
     text_offset: list[int]
 
 
-class CompletionChoice(Reply):
+class CompletionChoice(ReplyBody):
     """One completion, or in a stream a piece of it."""
 
     index: int = Field(ge=0)
@@ -141,7 +141,7 @@ class CompletionChoice(Reply):
     finish_reason: FinishReason | None
 
 
-class CompletionReply(Reply):
+class CompletionReply(ReplyBody):
     """Reply of `POST /v1/completions`, and one event of its stream."""
 
     id: str
@@ -153,7 +153,7 @@ class CompletionReply(Reply):
     usage: Usage | None = None
 
 
-class ModelCard(Reply):
+class ModelCard(ReplyBody):
     """A served model."""
 
     id: str
@@ -164,14 +164,14 @@ class ModelCard(Reply):
     max_model_len: int = Field(ge=1)
 
 
-class ModelList(Reply):
+class ModelList(ReplyBody):
     """Reply of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
-class TokenizeReply(Reply):
+class TokenizeReply(ReplyBody):
     """Reply of `POST /tokenize`."""
 
     count: int = Field(ge=0)
@@ -180,26 +180,26 @@ class TokenizeReply(Reply):
     token_strs: list[str] | None = None
 
 
-class DetokenizeReply(Reply):
+class DetokenizeReply(ReplyBody):
     """Reply of `POST /detokenize`."""
 
     prompt: str
 
 
-class Readiness(Reply):
+class Readiness(ReplyBody):
     """Reply of `GET /readyz`."""
 
     ready: bool
     engine: Literal["ok", "failed", "stopping"]
 
 
-class Liveness(Reply):
+class Liveness(ReplyBody):
     """Reply of `GET /livez`."""
 
     live: Literal[True] = True
 
 
-class PinCard(Reply):
+class PinCard(ReplyBody):
     """A pin in force."""
 
     id: str
@@ -211,14 +211,14 @@ class PinCard(Reply):
     expires_at: float | None = Field(description="Unix seconds; null for never.")
 
 
-class PinList(Reply):
+class PinList(ReplyBody):
     """Reply of `GET /v1/cache/pins`."""
 
     object: Literal["list"] = "list"
     data: list[PinCard]
 
 
-class PinDeleted(Reply):
+class PinDeleted(ReplyBody):
     """Reply of `DELETE /v1/cache/pins/{id}`."""
 
     id: str

@@ -20,8 +20,8 @@ from kvtrie.api.http.tenants import Tenants
 from kvtrie.api.huggingface.cached_model import PrefixCachedModel
 from kvtrie.api.server.answered_chats import AnsweredChats
 from kvtrie.api.server.app import create_app
+from kvtrie.api.server.checked_request import Served
 from kvtrie.api.server.generation import Generation
-from kvtrie.api.server.job import Served
 from kvtrie.api.server.prompts import PromptText
 from kvtrie.api.server.serve_metrics import ServeMetrics
 from kvtrie.api.server.served_model import ServedModel

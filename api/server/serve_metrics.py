@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvtrie.api.http.metrics_page import Histogram, Page
+from kvtrie.api.server.checked_request import CheckedRequest
 from kvtrie.api.server.choice import Choice
-from kvtrie.api.server.job import Job
 
 _TTFT = (
     0.001,
@@ -61,7 +61,7 @@ class ServeMetrics:
         """Counts tokens of one choice that came so long after those before."""
         self._itl.observe(seconds / tokens, tokens)
 
-    def ended(self, tenant: str, choices: Sequence[Choice], job: Job) -> None:
+    def ended(self, tenant: str, choices: Sequence[Choice], checked: CheckedRequest) -> None:
         """Counts the choices of one answer."""
         mine = self._by_tenant[tenant]
         for choice in choices:

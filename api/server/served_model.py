@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 
 from kvtrie.api.http.door import Door
+from kvtrie.api.server.checked_request import Served
 from kvtrie.api.server.generation import Generation
-from kvtrie.api.server.job import Served
 from kvtrie.api.server.replies import ModelCard
 from kvtrie.api.server.serve_metrics import ServeMetrics
 from kvtrie.api.server.server_config import ServerConfig

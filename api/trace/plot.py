@@ -1,7 +1,4 @@
-"""A simulation as one picture: hit ratio over capacity, times between uses, ages of evicted blocks.
-
-Needs matplotlib, which nothing else here does.
-"""
+"""A simulation as one picture: hit ratio over capacity, times between uses, ages of evicted blocks."""
 
 from __future__ import annotations
 
@@ -9,62 +6,29 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from kvtrie.api.trace.plot_file import figure_written_to
 from kvtrie.api.trace.simulation import Simulation, TraceFacts
-from kvtrie.prefix_tree.errors import InputError
 
-FORMATS = (".png", ".svg")
 _COLOURS = ("#1f5fa8", "#c8501e", "#2b8a4b", "#7d4bb3", "#b38a00", "#c2357f", "#4a4a4a", "#1296a4", "#8c5a2b")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _GREY = "#8a8a8a"
 _TIMES = ((1, "1 s"), (60, "1 min"), (3600, "1 h"), (86400, "1 d"))
 
 
-def check_plot(path: Path) -> None:
-    """Checks that a plot can be written there, before anything is computed for it.
-
-    Raises:
-        InputError: the name ends in no known format, or matplotlib is not installed.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"--plot {path} must end in {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--plot {path}: there is no folder {path.absolute().parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
-
-
 def plot_simulation(simulation: Simulation, path: Path) -> None:
     """Writes a PNG or SVG, by the name's ending: a column per trace.
 
     Raises:
-        InputError: see `check_plot`.
+        InputError: see `plot_file.check_plot`.
         OSError: it cannot be written.
     """
-    check_plot(path)
-    import matplotlib
-
-    matplotlib.use("agg")
-    # Names in an SVG would else be new ones each time, and its date too.
-    style: Any = {
-        "svg.hashsalt": "kvtrie",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        from matplotlib.figure import Figure
-
-        columns = len(simulation.facts)
-        figure = Figure(figsize=(max(6.4, 4.6 * columns), 9.6), layout="constrained")
+    columns = len(simulation.facts)
+    with figure_written_to(path, (max(6.4, 4.6 * columns), 9.6)) as figure:
         axes = figure.subplots(3, columns, squeeze=False)
         for column, facts in enumerate(simulation.facts):
             _hit_ratios(axes[0][column], simulation, facts, is_first=column == 0)
             _reuse(axes[1][column], facts, is_first=column == 0)
             _ages(axes[2][column], simulation, facts, is_first=column == 0)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=140, metadata=metadata)
 
 
 def _hit_ratios(axis: Any, simulation: Simulation, facts: TraceFacts, *, is_first: bool) -> None:

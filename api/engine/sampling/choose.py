@@ -33,7 +33,7 @@ above the second all are equal. Quotients would overflow, or a forbidden token's
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenToken:
     """One request's next token."""
 
     token: int
@@ -48,7 +48,7 @@ class Chooser:
 
     def choose(
         self, samplers: Sequence[Sampler], logits: Tensor, rows: Sequence[int], likeliest: Sequence[int]
-    ) -> list[Choice | Exception]:
+    ) -> list[ChosenToken | Exception]:
         """The next token of each request, or the error that ends it. Changes neither samplers nor logits.
 
         Args:
@@ -77,11 +77,11 @@ class Chooser:
 
     def _choose(
         self, samplers: Sequence[Sampler], logits: Tensor, rows: Sequence[int], likeliest: Sequence[int]
-    ) -> list[Choice | Exception]:
+    ) -> list[ChosenToken | Exception]:
         wanted = [i for i, one in enumerate(samplers) if not one.greedy or one.changes_logits]
         told = [i for i, one in enumerate(samplers) if one.sampling.logprobs is not None]
         if not wanted and not told:
-            return [Choice(token) for token in likeliest]
+            return [ChosenToken(token) for token in likeliest]
         device = logits.device
         tokens = torch.tensor(list(likeliest), device=device)
         heights = torch.zeros(len(samplers), device=device)
@@ -101,7 +101,7 @@ class Chooser:
         read = torch.cat(parts).tolist()
         count, width = len(samplers), 1 + 2 * most
         places = {i: 2 * count + place * width for place, i in enumerate(told)}
-        choices: list[Choice | Exception] = []
+        choices: list[ChosenToken | Exception] = []
         for i, sampler in enumerate(samplers):
             token, height = int(read[i]), read[count + i]
             if height == -inf:
@@ -109,9 +109,9 @@ class Chooser:
                 choices.append(ModelOutputError(error))
             elif i in places:
                 own = read[places[i] : places[i] + width]
-                choices.append(Choice(token, unpacked(token, own, most, sampler.sampling.logprobs or 0)))
+                choices.append(ChosenToken(token, unpacked(token, own, most, sampler.sampling.logprobs or 0)))
             else:
-                choices.append(Choice(token))
+                choices.append(ChosenToken(token))
         return choices
 
     def _others(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class RankedLogprob:
     """One token's log probability, natural, under the model's own distribution."""
 
     token: int
@@ -24,7 +24,7 @@ class ChosenLogprobs:
     token: int
     """The one chosen."""
     logprob: float
-    top: tuple[TokenLogprob, ...]
+    top: tuple[RankedLogprob, ...]
     """The likeliest tokens, likeliest first; the chosen one need not be among them."""
 
 
@@ -46,5 +46,5 @@ def packed_logprobs(logits: Tensor, chosen: Tensor, most: int) -> Tensor:
 def unpacked(token: int, packed: list[float], most: int, count: int) -> ChosenLogprobs:
     """A row of `packed_logprobs`, with the `count` likeliest of its `most`."""
     tokens, values = packed[1 : 1 + most], packed[1 + most :]
-    top = tuple(TokenLogprob(int(one), value) for one, value in zip(tokens[:count], values[:count]))
+    top = tuple(RankedLogprob(int(one), value) for one, value in zip(tokens[:count], values[:count]))
     return ChosenLogprobs(token, packed[0], top)

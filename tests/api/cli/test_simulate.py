@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtrie.api.trace import plot
+from kvtrie.api.trace import plot_file
 
 FIELDS = ["policy", "capacity_fraction", "capacity_blocks", "hit_ratio_blocks", "hit_ratio_tokens"]
 
@@ -187,7 +187,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_runs(kvtrie, trace
     assert "pip install matplotlib" in ran.err
 
 
-@pytest.mark.parametrize("form", plot.FORMATS)
+@pytest.mark.parametrize("form", plot_file.FORMATS)
 def test_plots(kvtrie, trace_file, tmp_path, form):
     pytest.importorskip("matplotlib")
     path = tmp_path / f"plot{form}"

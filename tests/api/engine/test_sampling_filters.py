@@ -21,7 +21,7 @@ from transformers import (
 
 from kvtrie.api import Sampling
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sampling.choose import Choice, Chooser, _draw_by_sort, next_token
+from kvtrie.api.engine.sampling.choose import Chooser, ChosenToken, _draw_by_sort, next_token
 from kvtrie.api.engine.sampling.cpu_draws import CpuDraws
 from kvtrie.api.engine.sampling.grammar import GrammarState
 from kvtrie.api.engine.sampling.nucleus import NucleusDraw, block_sums, pick
@@ -142,7 +142,7 @@ def test_only_kept_tokens_are_drawn(setting: dict[str, Any], vocabulary: int) ->
     for seed in range(8):
         samplers = [Sampler(Sampling(**setting, seed=seed + 100 * row)) for row in range(4)]
         for row, choice in enumerate(Chooser().choose(samplers, logits, range(4), [0] * 4)):
-            assert isinstance(choice, Choice)
+            assert isinstance(choice, ChosenToken)
             score = float(logits[row, choice.token] / sampling.temperature)
             assert any(math.isclose(score, kept, rel_tol=1e-5, abs_tol=1e-6) for kept in tied[row])
 

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from kvtrie.api import Completion, PrefixCachedModel, Sampling
 from kvtrie.api.engine.sampler import Sampler
-from kvtrie.api.engine.sampling.choose import Choice, Chooser
+from kvtrie.api.engine.sampling.choose import Chooser, ChosenToken
 from kvtrie.api.engine.sampling.fan_out import fan_out
 from kvtrie.api.engine.sampling.grammar import GrammarState
 from kvtrie.prefix_tree.errors import ModelOutputError
@@ -268,7 +268,7 @@ def test_choosing_changes_neither_logits_nor_samplers() -> None:
     assert found[0] == found[1]
     assert torch.equal(logits, before)
     for row, choice in enumerate(found[0]):
-        assert isinstance(choice, Choice)
+        assert isinstance(choice, ChosenToken)
         assert Chooser().choose([samplers[row]], logits, [row], [likeliest[row]]) == [choice]
 
 

@@ -11,7 +11,7 @@ import pytest
 from kvtrie.api.load.client import LoadClient
 from kvtrie.api.load.outcome import Outcome
 from kvtrie.api.load.plan import RequestForm
-from kvtrie.api.load.prompt import Message, Prompt
+from kvtrie.api.load.prompt import LoadPrompt, Message
 from kvtrie.api.load.target import Target
 from tests.api.load.openai_server import DONE, chat_piece, event, usage_piece
 
@@ -47,7 +47,7 @@ def outcome_of(pieces: list[tuple[float, bytes]], due: float) -> Outcome:
                 max_connections=1,
                 timeout_seconds=60,
             )
-            prompt = Prompt(3, (Message("user", "u"),))
+            prompt = LoadPrompt(3, (Message("user", "u"),))
             return await client.send(7, prompt, client.content(prompt), due)
 
     return asyncio.run(send())

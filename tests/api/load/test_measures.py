@@ -10,14 +10,14 @@ from kvtrie.api.load.doubts import doubts
 from kvtrie.api.load.measures import Slo, Spread, measure, rate, spread
 from kvtrie.api.load.outcome import LoadRun, Outcome
 from kvtrie.api.load.plan import LoadPlan, RequestForm
-from kvtrie.api.load.prompt import Message, Prompt
+from kvtrie.api.load.prompt import LoadPrompt, Message
 from kvtrie.prefix_tree.errors import InputError
 
 FORM = RequestForm("chat", 3)
 
 
 def plan(count: int, is_open: bool = True) -> LoadPlan:
-    prompts = [Prompt(0, (Message("user", "u"),))] * count
+    prompts = [LoadPrompt(0, (Message("user", "u"),))] * count
     if is_open:
         return LoadPlan(prompts, FORM, offsets=[0.0] * count)
     return LoadPlan(prompts, FORM, concurrency=1)

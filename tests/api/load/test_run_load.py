@@ -14,8 +14,8 @@ from kvtrie.api.load import outcome
 from kvtrie.api.load.arrivals import constant, poisson
 from kvtrie.api.load.outcome import LoadRun
 from kvtrie.api.load.plan import LoadPlan, RequestForm
-from kvtrie.api.load.prompt import Message, Prompt
-from kvtrie.api.load.run_load import Limits, LoadState, run_load
+from kvtrie.api.load.prompt import LoadPrompt, Message
+from kvtrie.api.load.run_load import ClientLimits, LoadState, run_load
 from kvtrie.api.load.target import TargetUnavailable, only_model, parse_target
 from kvtrie.prefix_tree.errors import InputError
 from tests.api.load.openai_server import (
@@ -34,8 +34,8 @@ from tests.api.load.openai_server import (
 CHAT = RequestForm("chat", 3)
 
 
-def asked(count: int, tenants: int = 1) -> list[Prompt]:
-    return [Prompt(n % tenants, (Message("user", f"question {n}"),)) for n in range(count)]
+def asked(count: int, tenants: int = 1) -> list[LoadPrompt]:
+    return [LoadPrompt(n % tenants, (Message("user", f"question {n}"),)) for n in range(count)]
 
 
 def loop(count: int, concurrency: int = 1, form: RequestForm = CHAT, tenants: int = 1) -> LoadPlan:
@@ -44,7 +44,7 @@ def loop(count: int, concurrency: int = 1, form: RequestForm = CHAT, tenants: in
 
 def run(server: OpenAiServer, plan: LoadPlan, keys: Sequence[str] = (), **limits: Any) -> LoadRun:
     target = parse_target(server.url, keys, tenants=max(len(keys), 1))
-    return asyncio.run(run_load(plan, target, "served", Limits(**limits)))
+    return asyncio.run(run_load(plan, target, "served", ClientLimits(**limits)))
 
 
 def run_script(script: Script, plan: LoadPlan, **limits: Any) -> tuple[LoadRun, OpenAiServer]:
@@ -106,7 +106,7 @@ def test_requests_are_what_the_plan_has() -> None:
 
 
 def test_token_ids_and_texts_as_completions() -> None:
-    prompts = [Prompt(0, tokens=(5, 6, 7)), Prompt(0, (Message("system", "s"), Message("user", "u")))]
+    prompts = [LoadPrompt(0, tokens=(5, 6, 7)), LoadPrompt(0, (Message("system", "s"), Message("user", "u")))]
     plan = LoadPlan(prompts, RequestForm("completions", 3), concurrency=1)
     found, server = run_script(plain_answer, plan)
     assert [exchange.body["prompt"] for exchange in server.exchanges] == [
@@ -177,7 +177,9 @@ def test_a_closed_loop_sends_a_turn_after_the_one_before_it_was_answered() -> No
         await plain_answer(exchange)
 
     prompts = [
-        Prompt(0, (Message("user", f"{chat} {turn}"),), chat=chat) for turn in range(4) for chat in range(3)
+        LoadPrompt(0, (Message("user", f"{chat} {turn}"),), chat=chat)
+        for turn in range(4)
+        for chat in range(3)
     ]
     found, server = run_script(script, LoadPlan(prompts, CHAT, concurrency=3), timeout_seconds=30)
     assert [one.failure for one in found.outcomes] == [None] * 12
@@ -207,7 +209,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
                 server.set(all_were_due)
 
         plan = LoadPlan(asked(6), CHAT, offsets=offsets)
-        limits = Limits(max_connections=1)
+        limits = ClientLimits(max_connections=1)
         found = asyncio.run(run_load(plan, parse_target(server.url), "served", limits, note))
     assert server.most_connections == 1
     assert found.waited_for_connection == 5
@@ -443,13 +445,13 @@ def test_plans_that_cannot_work() -> None:
         lambda: LoadPlan(asked(1), CHAT, offsets=[0.0], concurrency=1),
         lambda: LoadPlan(asked(2), CHAT, offsets=[0.0]),
         lambda: LoadPlan(asked(1), CHAT, concurrency=0),
-        lambda: LoadPlan([Prompt(0, tokens=(3,))], CHAT, concurrency=1),
+        lambda: LoadPlan([LoadPrompt(0, tokens=(3,))], CHAT, concurrency=1),
         lambda: RequestForm("embeddings", 1),
         lambda: RequestForm("chat", 0),
         lambda: RequestForm("chat", 1, extra_body={"stream": False}),
         lambda: RequestForm("chat", 1, extra_body={"stream": None}),
-        lambda: Limits(max_connections=0),
-        lambda: Limits(timeout_seconds=0),
+        lambda: ClientLimits(max_connections=0),
+        lambda: ClientLimits(timeout_seconds=0),
     ):
         with pytest.raises(InputError):
             make()

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from kvtrie.api.load.sse import LONGEST_EVENT_BYTES, Event, EventStream, MalformedStream
+from kvtrie.api.load.sse import LONGEST_EVENT_BYTES, Event, EventParser, MalformedStream
 
 STREAM = (
     b"\xef\xbb\xbf: comment\n"
@@ -30,7 +30,7 @@ EVENTS = [
 
 
 def parsed(pieces: list[bytes]) -> list[Event]:
-    stream = EventStream()
+    stream = EventParser()
     events = [event for piece in pieces for event in stream.feed(piece)]
     assert not stream.is_inside_an_event
     return events
@@ -59,7 +59,7 @@ def test_line_separators_of_text_are_no_line_ends() -> None:
 
 
 def test_an_event_that_has_not_ended_is_none() -> None:
-    stream = EventStream()
+    stream = EventParser()
     assert stream.feed(b"data: whole line\n") == []
     assert stream.is_inside_an_event
     assert stream.feed(b"\n") == [Event("whole line")]
@@ -70,8 +70,8 @@ def test_an_event_that_has_not_ended_is_none() -> None:
 
 def test_what_is_no_event_stream_is_refused() -> None:
     with pytest.raises(MalformedStream, match="not UTF-8"):
-        EventStream().feed(b"data: \xff\n")
-    stream = EventStream()
+        EventParser().feed(b"data: \xff\n")
+    stream = EventParser()
     piece = b"x" * (1 << 20)
     for _ in range(LONGEST_EVENT_BYTES >> 20):
         assert stream.feed(piece) == []
@@ -80,7 +80,7 @@ def test_what_is_no_event_stream_is_refused() -> None:
 
 
 def test_comments_without_end_are_no_long_event() -> None:
-    stream = EventStream()
+    stream = EventParser()
     comment = b":" + b" " * (1 << 20) + b"\n"
     for _ in range((LONGEST_EVENT_BYTES >> 20) + 2):
         assert stream.feed(comment) == []

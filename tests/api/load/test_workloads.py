@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from kvtrie.api.load.draws import Draws
-from kvtrie.api.load.prompt import Message, Prompt
+from kvtrie.api.load.prompt import LoadPrompt, Message
 from kvtrie.api.load.thought_trees import search_prompts
-from kvtrie.api.load.workload_files import Step, WorkloadFiles
+from kvtrie.api.load.workload_files import ThoughtLevel, WorkloadFiles
 from kvtrie.api.load.workloads import SHOTS, WORKLOADS, WorkloadConfig
 from kvtrie.prefix_tree.errors import InputError
 
@@ -26,11 +26,11 @@ DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data in {DATA}")
 
 
-def prompts(name: str, count: int, seed: int, **config: int) -> list[Prompt]:
+def prompts(name: str, count: int, seed: int, **config: int) -> list[LoadPrompt]:
     return WORKLOADS[name](WorkloadConfig(**config), WorkloadFiles(DATA)).prompts(count, seed)
 
 
-def digest(found: list[Prompt]) -> str:
+def digest(found: list[LoadPrompt]) -> str:
     return hashlib.sha256(json.dumps([asdict(one) for one in found]).encode()).hexdigest()
 
 
@@ -140,8 +140,8 @@ def test_prompts_of_a_search_are_those_of_the_paper() -> None:
     first, second = "4 + 5 = 9 (left: 6 9 10)\n", "6 + 9 = 15 (left: 10 15)\n"
     done = "2 * 12 = 24 (left: 24)\n"
     steps = (
-        Step("4 5 6 10", ("",), (first,)),
-        Step("4 5 6 10", (first, done), (first + second, done + "Answer: (4 + 5) = 24\n")),
+        ThoughtLevel("4 5 6 10", ("",), (first,)),
+        ThoughtLevel("4 5 6 10", (first, done), (first + second, done + "Answer: (4 + 5) = 24\n")),
     )
     assert search_prompts(steps, templates) == [
         "next of 4 5 6 10:",
@@ -178,8 +178,8 @@ def test_tokens_of_a_tenant_and_of_a_prompt() -> None:
 
 def test_text_of_messages() -> None:
     system, user = Message("system", "Be brief."), Message("user", "Why?")
-    assert Prompt(0, (user,)).text == "Why?"
-    assert Prompt(0, (system, user)).text == "System: Be brief.\n\nUser: Why?\n\nAssistant:"
+    assert LoadPrompt(0, (user,)).text == "Why?"
+    assert LoadPrompt(0, (system, user)).text == "System: Be brief.\n\nUser: Why?\n\nAssistant:"
 
 
 def test_missing_and_wrong_files_are_named(tmp_path: Path) -> None:

@@ -86,11 +86,11 @@ def test_answers_are_those_of_each_request_alone(tenant_server: ServeProcess) ->
     async def alone() -> list[list[str]]:
         async with tenant_server.async_client(KEYS[0]) as client:
             found = []
-            for number, job in enumerate(jobs):
+            for number, checked in enumerate(jobs):
                 # Nothing cached helps, and nothing runs beside it.
-                salted = {**job.get("extra_body", {}), "cache_salt": f"alone {number}"}
+                salted = {**checked.get("extra_body", {}), "cache_salt": f"alone {number}"}
                 found.append(
-                    await answer(client, {**job, "extra_body": salted}, is_streamed=False, leaves=False)
+                    await answer(client, {**checked, "extra_body": salted}, is_streamed=False, leaves=False)
                 )
             return found
 

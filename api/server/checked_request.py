@@ -51,7 +51,7 @@ class AnsweredAs:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CheckedRequest:
     """A checked request for one or more choices."""
 
     model: str
@@ -118,8 +118,8 @@ def model_named(served: Served, name: str | None) -> str:
     )
 
 
-def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
-    """The job of a chat's body that a tenant sent.
+def check_chat(served: Served, raw: bytes, tenant: str) -> CheckedRequest:
+    """The checked request of a chat's body that a tenant sent.
 
     Raises:
         ApiError: names what cannot be served.
@@ -153,13 +153,13 @@ def chat_job(served: Served, raw: bytes, tenant: str) -> Job:
     further: dict[str, Any] = {"constraint": _constraint(body.response_format)}
     if body.logprobs:
         further["logprobs"] = body.top_logprobs or 0
-    job = _job(served, body, name, [prompt.tokens], [""], most, "messages", further)
+    checked = _checked(served, body, name, [prompt.tokens], [""], most, "messages", further)
     # An answer that continues a message, or begins where none is opened, is no message of its own.
-    return replace(job, chat=AnsweredAs(prompt.text, digest)) if body.add_generation_prompt else job
+    return replace(checked, chat=AnsweredAs(prompt.text, digest)) if body.add_generation_prompt else checked
 
 
-def completion_job(served: Served, raw: bytes) -> Job:
-    """The job of a completion's body.
+def check_completion(served: Served, raw: bytes) -> CheckedRequest:
+    """The checked request of a completion's body.
 
     Raises:
         ApiError: names what cannot be served.
@@ -175,7 +175,9 @@ def completion_job(served: Served, raw: bytes) -> Job:
     echoes = [""] * len(prompts)
     if body.echo:
         echoes = [one if isinstance(one, str) else served.text.decode(one) for one in given]
-    return _job(served, body, name, prompts, echoes, body.max_tokens, "prompt", {"logprobs": body.logprobs})
+    return _checked(
+        served, body, name, prompts, echoes, body.max_tokens, "prompt", {"logprobs": body.logprobs}
+    )
 
 
 def check_tokens(served: Served, tokens: Sequence[int], param: str) -> None:
@@ -192,7 +194,7 @@ def check_tokens(served: Served, tokens: Sequence[int], param: str) -> None:
         )
 
 
-def _job(
+def _checked(
     served: Served,
     body: SamplingFields,
     name: str,
@@ -201,7 +203,7 @@ def _job(
     most: int | None,
     param: str,
     further: dict[str, Any],
-) -> Job:
+) -> CheckedRequest:
     n = body.n or 1
     if n * len(prompts) > MOST_CHOICES:
         raise ApiError(
@@ -227,7 +229,7 @@ def _job(
     options = body.stream_options
     if options is not None and not body.stream:
         raise ApiError(400, "stream_options need stream true", param="stream_options")
-    return Job(
+    return CheckedRequest(
         model=name,
         prompts=[as_tokens(tokens) for tokens in prompts],
         echoes=echoes,
