@@ -5,14 +5,14 @@ tokens as the step's budget allows. Sequences join and leave at any step. The wa
 
     submit -> inbox -> waiting --admit: match, load, lease, claim--> running --commit, sample--> done
                           ^  \\_ waits while another request computes the same chunks (holds no slots)
-                          └── preempted: memory is short, the youngest gives up its slots and starts over
+                          └── preempted: memory is short, the youngest loses its slots and starts over
 
-Whoever waits makes the steps, by `step`, `run` or `wait`; or an `EngineLoop` does, in a thread of its own.
+A thread that calls `step`, `run` or `wait` makes the steps; or an `EngineLoop` does, in a thread of its own.
 
-Whatever a request raises, from its admission to its last token, ends that request: its completion has the error,
-its slots, lease and claim are given back, and the others go on. So `step`, `run` and `wait` do not raise it. They
-raise what is no request's: an interrupt of the caller's thread, or a broken invariant. No request ends with that,
-unless it was raised to an `EngineLoop`, which ends then, and all requests with it.
+An error that a request raises, from its admission to its last token, ends that request: its completion has the
+error, its slots, lease and claim are given back, and other requests continue. So `step`, `run` and `wait` do not
+raise it. They raise what no request is the cause of: an interrupt of the caller's thread, or a broken invariant.
+That ends no request, unless it was raised in an `EngineLoop`: the loop ends then, and all requests with it.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Engine(Driving):
     """Runs requests over one model and one memory. Thread-safe: steps are serialised by a lock.
 
     Args:
-        memory: holds the KV.
-        facts: of the model.
-        identity: of the model.
-        config: limits of a step, and of what may wait.
-        watch: told of every request that is through.
-        queue: decides which request is admitted next; fair to scopes when left out.
-        clock: seconds that deadlines are counted in; never set back.
+        memory: pool and tree.
+        facts: the model, and what kvtrie knows of it.
+        identity: digests of the model.
+        config: limits of a step, and of the requests that wait.
+        watch: is told of every request that has ended; default one that follows KVTRIE_TRACE.
+        queue: orders the waiting requests; default a `FairQueue`, fair to scopes.
+        clock: a steady clock in seconds, for deadlines.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Engine(Driving):
         self._ownership = threading.Condition(self.lock)
 
     def submit(self, request: Request) -> Completion:
-        """Queues a request; `step` moves it on. Waits for nothing, whatever a step does meanwhile.
+        """Queues a request; later calls of `step` compute it. Takes no lock that a step holds.
 
         Raises:
             InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, a
@@ -244,17 +244,17 @@ class Engine(Driving):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting or running."""
+        """Whether no request is waiting or running."""
         return not len(self._inbox) and self._scheduler.idle
 
     @property
     def running(self) -> int:
-        """How many requests have memory and take part in steps. May be asked for in any thread."""
+        """Number of running requests. Takes no lock."""
         return len(self._scheduler.running)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait to be admitted. May be asked for in any thread."""
+        """Number of waiting requests. Takes no lock."""
         return len(self._inbox) + self._scheduler.waiting
 
     def owns(self, completion: Completion) -> bool:
@@ -262,7 +262,7 @@ class Engine(Driving):
         return completion.cancels is self._inbox.cancelled
 
     def under_way(self) -> Sequence[Completion]:
-        """Completions of all requests that are under way. Waits for the step that is."""
+        """Completions of all requests that are waiting or running. Waits for a step that is being made."""
         with self.lock, HeldInterrupts():
             self._inbox.take_in(self._arrive)
             return [job.completion for job in self._scheduler.jobs]
@@ -319,7 +319,7 @@ class Engine(Driving):
     # ---- what others have left, and what they are told
 
     def _catch_up(self) -> None:
-        """Takes in what has come since the last step: requests, and ends of requests."""
+        """Empties the inbox: new requests, cancelled and aborted ones."""
         self._holders.close_lost()
         while self._orphans:
             self._orphans.pop().close()
@@ -401,7 +401,7 @@ class Engine(Driving):
     def _choose(
         self, batch: list[tuple[Job, int]], outcome: StepOutcome
     ) -> dict[int, ChosenToken | Exception]:
-        """Next tokens of the rows whose prompt is in with this step, or the errors that end their requests."""
+        """Next tokens of the rows whose whole prompt has KV after this step, or the errors that end their requests."""
         choices: dict[int, ChosenToken | Exception] = {}
         samplers = {}
         for row, (job, rows) in enumerate(batch):
@@ -418,7 +418,7 @@ class Engine(Driving):
     def _take_in(
         self, job: Job, rows: int, outcome: StepOutcome, row: int, choice: ChosenToken | Exception | None
     ) -> None:
-        """What a forward pass computed for one job."""
+        """Takes over one job's results of a forward pass, or ends the job."""
         if not outcome.model.describe(job.completion.request.root.namespace):
             error: Exception = InputError(
                 "the model's weights or adapters changed while this request was under way; nothing of "
@@ -435,7 +435,7 @@ class Engine(Driving):
         self._finish(job, "error", error, poisoned=True)
 
     def _advance(self, job: Job, rows: int, choice: ChosenToken | Exception | None) -> None:
-        """Commits what a finite forward pass wrote, and adds the token chosen once the whole prompt is in."""
+        """Commits the KV of a finite forward pass, and adds the chosen token once the whole prompt has KV."""
         assert job.kv is not None
         start = job.kv.context_tokens
         job.kv.commit(job.tokens[start : start + rows])

@@ -48,8 +48,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     """How tokens are chosen; default greedy."""
     prefill_only: bool = False
-    """Compute the prompt's KV, all of it, and hand it over in `Completion.kv` instead of sampling. Room is put by
-    for `max_new_tokens` tokens behind it."""
+    """Compute the prompt's KV, all of it, and hand it over in `Completion.kv` instead of sampling. Admission counts
+    `max_new_tokens` more tokens."""
     priority: int = 0
     """Requests of smaller numbers are admitted first among those of their scope."""
     deadline_seconds: float | None = None
@@ -111,16 +111,16 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
 
 
 class Completion:
-    """A request under way, and its outcome. Times are `time.perf_counter` seconds.
+    """A request under way, and its outcome. Times are seconds of `time.perf_counter`.
 
-    In asyncio, `async for token in completion` yields its tokens as they come, raises its error, and cancels it
-    where the loop is left early.
+    In asyncio, `async for token in completion` yields each token when it is computed, raises the error of a request
+    that failed, and cancels the request if the loop is left early.
 
     Args:
         request: the request.
         submitted_at: when it was submitted.
         expires_at: when it ends as `expired`, by the engine's clock; None for never.
-        cancels: where `cancel` leaves word for the engine.
+        cancels: queue of the engine, to which `cancel` appends the completion.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Completion:
         self.tokens: list[int] = []
         """New tokens so far."""
         self.logprobs: list[ChosenLogprobs] = []
-        """Of each new token, where `Sampling.logprobs` is set."""
+        """Log probabilities of each new token, if `Sampling.logprobs` is set."""
         self.texts: list[str] = []
         """Pieces of text that are decided, where the request has a tokenizer. No stop string, nor the beginning
         of one, is among them while it may still end the completion."""
@@ -154,9 +154,9 @@ class Completion:
         self.submitted_at = submitted_at
         """Time of `submit`."""
         self.thread = get_ident()
-        """Of whoever asks: it is the one that closes `kv`, and often the one that waits."""
+        """Thread that called `submit`: it closes `kv`, and often it is the one that waits."""
         self.admitted_at: float | None = None
-        """When it was given memory first; None while it has not been."""
+        """Time of the first admission; None before it."""
         self.first_token_at: float | None = None
         """Time of the first token; None before it."""
         self.finished_at: float | None = None
@@ -164,13 +164,13 @@ class Completion:
         self.cancelled = False
         self.expires_at = expires_at
         self.cancels = cancels
-        """Where `cancel` leaves word: of the engine that runs the request."""
+        """Queue to which `cancel` appends this completion; the engine that runs the request reads it."""
         self.ended = OnceCallbacks()
         """Called once there is an outcome: see `add_done_callback`."""
         self._token_callbacks: list[TokenCallback] = []
 
     def cancel(self) -> None:
-        """Asks for an end at the next step; what was computed until then stays cached. Waits for nothing."""
+        """Ends the request at the next step. Whole chunks that were computed stay in the tree. Takes no lock."""
         if not self.cancelled:
             self.cancelled = True
             if self.cancels is not None:

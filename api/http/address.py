@@ -1,4 +1,4 @@
-"""Addresses of sidecars: `http://host:port` or `unix:///path`."""
+"""Addresses of servers: `http://host:port` or `unix:///path`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connections of a sidecar, and which one is closed when there are too many.
+"""The connections of a server, and which one is closed when there are too many.
 
     unknown ...... no request of it has been let in yet; at most `max_unknown_per_address` of one address
     known ........ its last caller is known; at most `max_connections_per_key` of one caller
@@ -49,7 +49,7 @@ class Connection:
 
 
 class ConnectionTable:
-    """All connections of one sidecar. Called on the event loop only.
+    """All connections of one server. Called on the event loop only.
 
     Args:
         clock: seconds, never set back.

@@ -1,4 +1,4 @@
-"""A server's door: which requests are let in, as whom, and what their bodies may take."""
+"""Admission of requests to a server: the caller of each, and the memory that its body may take."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Door:
     """Admits requests by their keys. Called on the event loop only.
 
     Args:
-        tenants: whose keys open it.
-        connections: of this server.
-        receive_bytes: of bodies that are not whole yet, over all requests.
-        metrics_prefix: what the names of its metrics begin with.
+        tenants: callers by key.
+        connections: connections of this server.
+        receive_bytes: most bytes of unfinished bodies, over all requests.
+        metrics_prefix: beginning of the names of its metrics.
     """
 
     def __init__(

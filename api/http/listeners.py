@@ -1,4 +1,4 @@
-"""Sockets that a sidecar listens on: bound before anything else, and removed at the end."""
+"""Sockets that a server listens on: bound before anything else, and removed at the end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Listener:
 
 
 def check_addresses(addresses: Sequence[Address], *, with_tenants: bool) -> None:
-    """Checks that a sidecar may listen there.
+    """Checks that a server may listen there.
 
     Raises:
         InputError: no address, one that no listener can have, or, without tenants, one that others than

@@ -23,7 +23,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request to a sidecar. A client checks replies against the same limits."""
+    """Limits of one request to a server. The sidecar's client checks replies against the same limits."""
 
     max_record_bytes: int = 256 << 20
     """Longest record, so longest frame: what one connection can make either side hold."""

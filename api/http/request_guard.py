@@ -1,7 +1,7 @@
 """Checks that every request passes before it is read: a free place, a time limit, and no browser.
 
 A page from anywhere can make a browser send requests to 127.0.0.1. Cross-origin ones carry `Origin`; those
-that come through a rebound DNS name carry that name as `Host`. An open sidecar answers neither: it would
+that come through a rebound DNS name carry that name as `Host`. An open server answers neither: it would
 hand prompts to any web site its user visits.
 """
 

@@ -103,10 +103,10 @@ OPEN_CALLER = Caller("default", "tenant:default", is_admin=True, any_shared=True
 
 @dataclass(frozen=True, slots=True)
 class Tenants:
-    """Every caller by the sha256 of its key. The default is the open sidecar, without keys."""
+    """Every caller by the sha256 of its key. The default is the open server, without keys."""
 
     callers: Mapping[bytes, Caller] | None = field(default=None, repr=False)
-    """None for the open sidecar."""
+    """None for the open server."""
     shares: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the host tier that a scope keeps, for those that have a share."""
     quotas: Mapping[str, int] = field(default_factory=dict)

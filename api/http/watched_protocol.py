@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with every connection entered in the sidecar's table.
+"""uvicorn's HTTP protocol, with every connection entered in the server's table.
 
 uvicorn has a time limit for idle connections and none for a request head that never ends, and it counts
 connections without asking whose they are.
@@ -26,7 +26,7 @@ class WatchedProtocol(asyncio.Protocol):
     """Passes everything on to uvicorn's own protocol, and notifies the table.
 
     Args:
-        table: of the sidecar.
+        table: of the server.
         app_state: the server's state, which each request gets a copy of.
         rest: the arguments of uvicorn's protocol.
     """
