@@ -401,7 +401,7 @@ class Engine(Driving):
     def _choose(
         self, batch: list[tuple[Job, int]], outcome: StepOutcome
     ) -> dict[int, ChosenToken | Exception]:
-        """Next tokens of the rows whose whole prompt has KV after this step, or the errors that end their requests."""
+        """Next tokens of rows whose whole prompt has KV after this step, or the errors that end their requests."""
         choices: dict[int, ChosenToken | Exception] = {}
         samplers = {}
         for row, (job, rows) in enumerate(batch):

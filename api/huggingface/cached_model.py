@@ -191,7 +191,7 @@ class PrefixCachedModel(ModelAttributes):
         stop: str | Sequence[str] = (),
         include_stop: bool = False,
     ) -> Completion:
-        """Queues a prompt for continuous batching; `engine.step()`, `engine.run()` or an `EngineLoop` moves it on.
+        """Queues a prompt for continuous batching; `engine.step()`, `engine.run()` or an `EngineLoop` computes it.
 
         Does not wait for a step that is under way, unless the model was changed since the last request.
 
